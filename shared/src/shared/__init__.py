@@ -1,1 +1,1 @@
-
+"""Mechanisms every Tollhouse service uses. No business noun lives here (see CONTRIBUTING.md, admission rule)."""

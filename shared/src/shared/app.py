@@ -1,0 +1,224 @@
+"""The application factory: what every service's FastAPI app has, set up once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.params import Form
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from shared import telemetry
+from shared.errors import (
+    COMMON_PROBLEMS,
+    PROBLEM_JSON,
+    BodyTooLarge,
+    CatalogueEntry,
+    DatabaseUnavailable,
+    MalformedBody,
+    MethodNotAllowed,
+    Problem,
+    RouteNotFound,
+    UnsupportedMediaType,
+    ValidationFailed,
+    catalogue,
+    problem_body,
+)
+from shared.health import Check, health_routes
+from shared.logs import get_logger
+from shared.middleware import RequestContext, request_id_of
+from shared.settings import Settings
+
+log = get_logger(__name__)
+
+MAX_BODY_BYTES = 1024 * 1024
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+
+
+def create_app(
+    settings: Settings,
+    *,
+    title: str,
+    summary: str,
+    routers: Sequence[APIRouter] = (),
+    lifespan: Lifespan | None = None,
+    checks: Mapping[str, Check] | None = None,
+    problems: Sequence[type[Problem]] = (),
+) -> FastAPI:
+    """Build a service: its routers, with health, errors, request ids, logs and telemetry around them.
+
+    `lifespan` opens what the service holds and closes it in reverse order; `checks` decide `/health/ready`; `problems`
+    are the service's own, listed at `GET /errors` beside the common ones.
+    """
+    tracer = telemetry.Tracer.from_settings(settings)
+    app = FastAPI(
+        title=title,
+        summary=summary,
+        version=version(f"tollhouse-{settings.service}"),
+        lifespan=_flushing(tracer, lifespan),
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=MAX_BODY_BYTES,
+        separate_input_output_schemas=False,
+        generate_unique_id_function=lambda route: route.name,
+        # The instrumentation package traces requests (telemetry.py); twice would be once too often.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.settings = settings
+    app.state.draining = asyncio.Event()
+    app.add_middleware(RequestContext)
+    for router in routers:
+        app.include_router(router)
+    app.include_router(health_routes(checks or {}))
+    _serve_catalogue(app, (*COMMON_PROBLEMS, *problems))
+    for error, handler in _HANDLERS.items():
+        app.add_exception_handler(error, handler)
+    if tracer is not None:
+        tracer.instrument(app)
+    return app
+
+
+def _flushing(tracer: telemetry.Tracer | None, lifespan: Lifespan | None) -> Lifespan | None:
+    if tracer is None:
+        return lifespan
+
+    @asynccontextmanager
+    async def run(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan(app) if lifespan else nullcontext():
+            yield
+        tracer.close()
+
+    return run
+
+
+def _serve_catalogue(app: FastAPI, problems: Sequence[type[Problem]]) -> None:
+    entries = catalogue(problems)
+
+    @app.get("/errors", tags=["errors"], include_in_schema=False)
+    async def errors() -> list[CatalogueEntry]:
+        return entries
+
+
+def _respond(request: Request, problem: Problem) -> Response:
+    return Response(
+        problem.body(request_id_of(request.scope)),
+        status_code=problem.status,
+        media_type=PROBLEM_JSON,
+        headers=problem.headers,
+    )
+
+
+async def _on_problem(request: Request, error: Problem) -> Response:
+    return _respond(request, error)
+
+
+_BY_STATUS: dict[int, type[Problem]] = {
+    400: MalformedBody,
+    404: RouteNotFound,
+    405: MethodNotAllowed,
+    413: BodyTooLarge,
+}
+
+
+async def _on_http_exception(request: Request, error: HTTPException) -> Response:
+    """Translate what the framework itself raises."""
+    headers = dict(error.headers or {})
+    problem = _BY_STATUS.get(error.status_code)
+    if problem is not None:
+        return _respond(request, problem(headers=headers))
+    body = problem_body(
+        status=error.status_code,
+        code=f"http_{error.status_code}",
+        title=str(error.detail),
+        request_id=request_id_of(request.scope),
+    )
+    return Response(body, status_code=error.status_code, media_type=PROBLEM_JSON, headers=headers)
+
+
+async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
+    details = error.errors()
+    if any(item["loc"][0] == "body" for item in details):
+        if not _declares_expected_type(request):
+            return _respond(request, UnsupportedMediaType(f"Send {_expected_type(request)}."))
+        if any(item["type"] == "json_invalid" for item in details):
+            return _respond(request, MalformedBody("The body is not valid JSON."))
+    return _respond(
+        request,
+        ValidationFailed(
+            "; ".join(f"{_place(item)}: {item['msg']}" for item in details[:5]),
+            errors=[_describe(item) for item in details],
+        ),
+    )
+
+
+def _expected_type(request: Request) -> str:
+    route = request.scope.get("route")
+    if isinstance(route, APIRoute) and route.body_field and isinstance(route.body_field.field_info, Form):
+        return "application/x-www-form-urlencoded"
+    return "application/json"
+
+
+def _declares_expected_type(request: Request) -> bool:
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if "content-length" not in request.headers and "transfer-encoding" not in request.headers:
+        return True  # no body at all: the fields are missing, not of the wrong type
+    expected = _expected_type(request)
+    if expected == "application/json":
+        return declared == expected or (declared.startswith("application/") and declared.endswith("+json"))
+    return declared in (expected, "multipart/form-data")
+
+
+def _describe(item: Mapping[str, Any]) -> dict[str, str]:
+    """Name the place and the reason, never the value: it may be a password."""
+    kind, *path = item["loc"]
+    place = (
+        {"pointer": "#" + "".join(f"/{_escape(str(part))}" for part in path)}
+        if kind == "body"
+        else {"in": str(kind), "parameter": ".".join(str(part) for part in path)}
+    )
+    return {**place, "code": str(item["type"]), "detail": str(item["msg"])}
+
+
+def _place(item: Mapping[str, Any]) -> str:
+    return ".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0])
+
+
+def _escape(part: str) -> str:
+    """Escape a reference token (RFC 6901 section 3)."""
+    return part.replace("~", "~0").replace("/", "~1").encode("utf-8", "replace").decode()
+
+
+async def _on_database_error(request: Request, error: Exception) -> Response:
+    log.warning("database.unavailable", error=type(error).__name__, cause=str(error.__cause__ or ""))
+    return _respond(request, DatabaseUnavailable("Nothing was changed. Try again."))
+
+
+_HANDLERS: dict[type[Exception], Any] = {
+    Problem: _on_problem,
+    HTTPException: _on_http_exception,
+    RequestValidationError: _on_validation_error,
+    OperationalError: _on_database_error,
+    InterfaceError: _on_database_error,
+    PoolTimeout: _on_database_error,
+}

@@ -1,0 +1,52 @@
+"""Liveness and readiness, kept apart: a process that cannot serve is not one that must be killed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from shared.errors import NotReady
+
+Check = Callable[[], Awaitable[None]]
+"""Raises when the process cannot serve without what it checks."""
+
+CHECK_TIMEOUT = 2.0
+"""Seconds after which a check counts as failed."""
+
+
+class Health(BaseModel):
+    """The process runs."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """The process can serve."""
+
+    status: Literal["ready"] = "ready"
+    checks: dict[str, Literal["ok"]] = {}
+
+
+def health_routes(checks: Mapping[str, Check]) -> APIRouter:
+    """Return `/health`, which touches nothing, and `/health/ready`, which asks every check."""
+    router = APIRouter(tags=["health"], include_in_schema=False)
+
+    @router.get("/health", summary="Say that the process runs")
+    async def health() -> Health:
+        return Health()
+
+    @router.get("/health/ready", summary="Say whether the process can serve")
+    async def ready(request: Request) -> Readiness:
+        if request.app.state.draining.is_set():
+            raise NotReady("The process is shutting down.")
+        for name, check in checks.items():
+            try:
+                async with asyncio.timeout(CHECK_TIMEOUT):
+                    await check()
+            except Exception as error:
+                raise NotReady(f"The check {name!r} failed.") from error
+        return Readiness(checks=dict.fromkeys(checks, "ok"))
+
+    return router

@@ -1,0 +1,87 @@
+"""The one middleware of every service: request id, timing, access log, and a 500 that says nothing it should not."""
+
+import re
+from time import perf_counter
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared import telemetry
+from shared.errors import PROBLEM_JSON, InternalError
+from shared.ids import new_id
+from shared.logs import get_logger
+
+log = get_logger(__name__)
+
+_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}").fullmatch
+_QUIET_PATHS = frozenset({"/health", "/health/ready"})
+
+
+def request_id_of(scope: Scope) -> str:
+    """Return the request id that RequestContext gave this request."""
+    return str(scope["state"]["request_id"])
+
+
+class RequestContext:
+    """Outermost pure ASGI middleware.
+
+    Accepts `X-Request-ID` where it is a sane token, else makes one; binds it to the logs; answers `X-Request-ID` and
+    `X-Process-Time-ms`; turns an exception nobody handled into problem+json.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        started = perf_counter()
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-process-time-ms", b"%.1f" % ((perf_counter() - started) * 1000)),
+                ]
+            await send(message)
+
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        telemetry.remember(scope["headers"])
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception:
+            log.exception("request.failed", path=scope["path"])
+            if scope["type"] == "websocket" or status:
+                raise
+            await _send_internal_error(send_with_headers, request_id)
+        finally:
+            if scope["path"] not in _QUIET_PATHS:
+                log.info(
+                    "request.served" if scope["type"] == "http" else "socket.served",
+                    method=scope.get("method"),
+                    path=scope["path"],
+                    status=status or None,
+                    ms=round((perf_counter() - started) * 1000, 1),
+                )
+            structlog.contextvars.unbind_contextvars("request_id")
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SANE_REQUEST_ID(value):
+            return str(value, "ascii")
+    return new_id()
+
+
+async def _send_internal_error(send: Send, request_id: str) -> None:
+    body = InternalError("The request failed; the log has the reason under this request id.").body(request_id)
+    headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
