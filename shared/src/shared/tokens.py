@@ -19,7 +19,7 @@ from shared.jwks import JWKSCache
 from shared.settings import Settings
 
 MAX_TOKEN_BYTES = 4096
-LEEWAY = 30
+LEEWAY = 5
 """Seconds by which clocks may differ."""
 MAX_CACHED_TOKENS = 20_000
 REFRESH_INTERVAL = 300.0

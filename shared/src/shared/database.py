@@ -1,0 +1,81 @@
+"""PostgreSQL sessions: one transaction per request, owned by the entry point; reads without one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from shared.settings import DatabaseSettings
+
+OUTBOX_WRITTEN = "outbox_written"
+"""Key in a session's `info`: the transaction wrote to the outbox."""
+
+CONNECT_TIMEOUT = 5
+RECYCLE_AFTER = 1800
+
+
+class Database:
+    """The connection pool of one process."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
+        self._engine = create_async_engine(
+            url,
+            pool_size=settings.database_pool_size,
+            max_overflow=0,
+            pool_timeout=settings.database_pool_timeout,
+            pool_recycle=RECYCLE_AFTER,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT,
+                "application_name": f"tollhouse-{settings.service}",
+            },
+        )
+        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.outbox_written = asyncio.Event()
+        """Set after each commit that wrote to the outbox; the relay waits for it."""
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """Open a session whose work commits when the block ends, and not at all when it raises."""
+        async with AsyncSession(self._engine, expire_on_commit=False) as session:
+            async with session.begin():
+                yield session
+            if session.info.pop(OUTBOX_WRITTEN, False):
+                self.outbox_written.set()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """Open a session for reads: autocommit saves the round trips of BEGIN and COMMIT."""
+        async with AsyncSession(self._autocommit, expire_on_commit=False, autoflush=False) as session:
+            yield session
+
+    async def check_ready(self) -> None:
+        """Readiness check: a connection can be had and answers."""
+        async with self.reading() as session:
+            await session.execute(text("SELECT 1"))
+
+
+async def _unit_of_work(request: Request) -> AsyncIterator[AsyncSession]:
+    database: Database = request.app.state.database
+    async with database.transaction() as session:
+        yield session
+
+
+async def _read_only(request: Request) -> AsyncIterator[AsyncSession]:
+    database: Database = request.app.state.database
+    async with database.reading() as session:
+        yield session
+
+
+# Function scope: the commit comes before the response, so that no 201 can stand for a failed commit.
+Session = Annotated[AsyncSession, Depends(_unit_of_work, scope="function")]
+ReadSession = Annotated[AsyncSession, Depends(_read_only, scope="function")]

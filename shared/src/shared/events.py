@@ -1,0 +1,82 @@
+"""Domain events as CloudEvents 1.0 (JSON), and the commands that travel the same way."""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar
+
+import orjson
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from shared.ids import new_id
+from shared.telemetry import current_traceparent
+from shared.times import utc_now
+
+EVENT_TYPE = r"^[a-z]+\.[a-z]+\.[a-z_]+\.v[0-9]+$"
+
+
+class Event(BaseModel):
+    """Base of the events a service publishes; fields are the event's data.
+
+    A subclass names its `type`, `<service>.<entity>.<verb>.v<n>`, and tells its aggregate's id and version.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    type: ClassVar[str]
+
+    def aggregate_id(self) -> int | str:
+        """Return the id of what changed: the CloudEvents `subject`."""
+        raise NotImplementedError
+
+    def aggregate_version(self) -> int:
+        """Return the version that the aggregate has since this change: the `sequence`."""
+        raise NotImplementedError
+
+
+class Envelope(BaseModel):
+    """A CloudEvent as any consumer reads it: unknown attributes are ignored, data is judged by the handler."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    type: Annotated[str, StringConstraints(pattern=EVENT_TYPE)]
+    subject: str
+    time: AwareDatetime
+    sequence: int = Field(ge=0)
+    traceparent: str | None = None
+    data: dict[str, Any]
+
+
+class Outgoing(BaseModel):
+    """An encoded event on its way: what the outbox stores and the relay publishes."""
+
+    id: str
+    subject: str
+    aggregate: str
+    payload: bytes
+
+
+def encode(event: Event, *, event_id: str | None = None, time: datetime | None = None) -> Outgoing:
+    """Wrap an event in its CloudEvents envelope and address it on NATS."""
+    service, entity, verb, _version = event.type.split(".")
+    event_id = event_id or new_id()
+    aggregate_id = str(event.aggregate_id())
+    envelope = {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": f"/tollhouse/{service}",
+        "type": event.type,
+        "subject": aggregate_id,
+        "time": (time or utc_now()).isoformat(),
+        "datacontenttype": "application/json",
+        "dataschema": f"urn:tollhouse:event:{event.type}",
+        "sequence": event.aggregate_version(),
+        "data": event.model_dump(mode="json"),
+    }
+    if (traceparent := current_traceparent()) is not None:
+        envelope["traceparent"] = traceparent
+    return Outgoing(
+        id=event_id,
+        subject=f"events.{service}.{entity}.{verb}.{aggregate_id}",
+        aggregate=f"{service}.{entity}.{aggregate_id}",
+        payload=orjson.dumps(envelope),
+    )

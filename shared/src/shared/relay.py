@@ -1,0 +1,165 @@
+"""The outbox relay: publishes committed events to JetStream, in order, at least once.
+
+One relay per database is active at a time: it holds a session advisory lock on the connection it works with, so that
+losing the connection is losing the lock. Every replica runs one and waits for its turn (docs/adr/0004).
+"""
+
+import asyncio
+from contextlib import suppress
+
+from nats.errors import Error as NATSError
+from nats.js.api import Header
+from nats.js.errors import NotFoundError
+from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shared.broker import Broker
+from shared.database import Database
+from shared.logs import get_logger
+from shared.outbox import OutboxRow
+from shared.streams import COMMANDS, EVENTS, ensure
+
+log = get_logger(__name__)
+
+BATCH = 500
+SWEEP_INTERVAL = 5.0
+"""Seconds after which the outbox is looked at even if nobody said that there is something."""
+TAKEOVER_INTERVAL = 1.0
+"""Seconds between two tries to become the active relay."""
+RETRY_INTERVAL = 1.0
+PUBLISH_TIMEOUT = 5.0
+RELAY_LOCK = 7_305_811_002
+
+
+class NotPublished(ConnectionError):
+    """Some events of a batch could not be published; they stay in the outbox."""
+
+
+class Relay:
+    """Publishes one database's outbox while it is the active one, and pokes the active one while it is not."""
+
+    def __init__(self, database: Database, broker: Broker, *, service: str) -> None:
+        self._database = database
+        self._broker = broker
+        self._poke = f"poke.{service}"
+        self._wake = database.outbox_written
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        listening = asyncio.create_task(self._broker.on_message(self._poke, self._wake), name="relay-poke")
+        try:
+            while True:
+                try:
+                    await self._lead_when_possible()
+                except (SQLAlchemyError, OSError) as error:
+                    log.warning("relay.interrupted", error=type(error).__name__)
+                    await asyncio.sleep(RETRY_INTERVAL)
+        finally:
+            listening.cancel()
+
+    async def flush(self) -> None:
+        """Publish what is left, at the end of a drain: the next relay would do it, but later."""
+        with suppress(SQLAlchemyError, OSError, TimeoutError):
+            async with asyncio.timeout(PUBLISH_TIMEOUT), self._database.reading() as session:
+                if self._broker.connected.is_set() and await self._try_lock(session):
+                    await self._publish_all(session)
+
+    async def _lead_when_possible(self) -> None:
+        async with self._database.reading() as session:
+            if await self._try_lock(session):
+                log.info("relay.active")
+                await self._lead(session)
+        # Another replica is active: tell it at once about what this one commits.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TAKEOVER_INTERVAL):
+                await self._wake.wait()
+                self._wake.clear()
+                await self._broker.publish(self._poke)
+
+    async def _try_lock(self, session: AsyncSession) -> bool:
+        return bool(await session.scalar(select(func.pg_try_advisory_lock(RELAY_LOCK))))
+
+    async def _lead(self, session: AsyncSession) -> None:
+        try:
+            while True:
+                await self._broker.connected.wait()
+                self._wake.clear()
+                try:
+                    await self._publish_all(session)
+                except (NotPublished, NATSError) as error:
+                    log.warning("relay.publish_failed", error=str(error) or type(error).__name__)
+                    await asyncio.sleep(RETRY_INTERVAL)
+                    continue
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SWEEP_INTERVAL):
+                        await self._wake.wait()
+                # The lock lives and dies with this connection: make sure that it is still there.
+                await session.execute(text("SELECT 1"))
+        finally:
+            with suppress(SQLAlchemyError, OSError):
+                await session.execute(select(func.pg_advisory_unlock(RELAY_LOCK)))
+
+    async def _publish_all(self, session: AsyncSession) -> None:
+        while rows := await self._unpublished(session):
+            await self._publish(session, rows)
+            if len(rows) < BATCH:
+                return
+
+    async def _unpublished(self, session: AsyncSession) -> list[OutboxRow]:
+        unpublished = select(OutboxRow).where(OutboxRow.published_at.is_(None))
+        rows = await session.scalars(unpublished.order_by(OutboxRow.id).limit(BATCH))
+        return list(rows)
+
+    async def _publish(self, session: AsyncSession, rows: list[OutboxRow]) -> None:
+        """Publish rows in windows that hold each aggregate once, so that its versions never overtake each other."""
+        for window in windows(rows):
+            futures = [
+                await self._broker.js.publish_async(
+                    row.subject, row.payload, headers={Header.MSG_ID: row.event_id}, wait_stall=PUBLISH_TIMEOUT
+                )
+                for row in window
+            ]
+            done, pending = await asyncio.wait(futures, timeout=PUBLISH_TIMEOUT)
+            for future in pending:
+                future.cancel()
+            errors = [error for future in done if (error := future.exception()) is not None]
+            published = [
+                row.id
+                for row, future in zip(window, futures, strict=True)
+                if future in done and future.exception() is None
+            ]
+            if published:
+                await self._mark(session, published)
+                log.info("outbox.relayed", count=len(published))
+            if errors or pending:
+                await self._ensure_streams()
+                raise NotPublished(str(errors[0]) if errors else "no acknowledgement in time")
+
+    async def _mark(self, session: AsyncSession, ids: list[int]) -> None:
+        await session.execute(
+            update(OutboxRow)
+            .where(OutboxRow.id.in_(ids))
+            .values(published_at=func.now())
+            .execution_options(synchronize_session=False)
+        )
+        session.expunge_all()
+
+    async def _ensure_streams(self) -> None:
+        """Create streams that are missing, on a new or wiped server."""
+        with suppress(NATSError, NotFoundError, TimeoutError):
+            for name in (EVENTS, COMMANDS):
+                await ensure(self._broker.js, name)
+
+
+def windows(rows: list[OutboxRow]) -> list[list[OutboxRow]]:
+    """Cut rows, kept in order, into runs in which no aggregate appears twice."""
+    cut: list[list[OutboxRow]] = []
+    seen: set[str] = set()
+    for row in rows:
+        if not cut or row.aggregate in seen:
+            cut.append([])
+            seen = set()
+        cut[-1].append(row)
+        seen.add(row.aggregate)
+    return cut

@@ -1,0 +1,116 @@
+"""The JetStream streams: declared here, created by whoever comes first, changed by the operator only.
+
+`python -m shared.streams` creates or safely updates them; services call `ensure`, which only creates what is missing.
+"""
+
+import asyncio
+import sys
+from typing import ClassVar
+
+import nats.errors
+from nats.js import JetStreamContext
+from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.errors import APIError, NotFoundError
+from pydantic import Field
+
+from shared.broker import Broker
+from shared.ids import new_id
+from shared.settings import Settings
+
+DUPLICATE_WINDOW = 3600
+DAY = 86_400
+_NAME_IN_USE = 10058
+
+EVENTS = "EVENTS"
+COMMANDS = "COMMANDS"
+DEAD = "DEAD"
+
+
+class StreamConflict(RuntimeError):
+    """A stream exists with a configuration that cannot be changed to ours."""
+
+
+def declarations(replicas: int = 1) -> tuple[StreamConfig, ...]:
+    """Return the streams as they should be."""
+    common = {"storage": StorageType.FILE, "num_replicas": replicas, "duplicate_window": DUPLICATE_WINDOW}
+    return (
+        StreamConfig(
+            name=EVENTS,
+            description="Domain events",
+            subjects=["events.>"],
+            max_age=30 * DAY,
+            allow_direct=True,
+            **common,  # type: ignore[arg-type]
+        ),
+        StreamConfig(
+            name=COMMANDS,
+            description="Commands, read once by their receiver; may carry secrets",
+            subjects=["commands.>"],
+            retention=RetentionPolicy.WORK_QUEUE,
+            max_age=DAY,
+            **common,  # type: ignore[arg-type]
+        ),
+        StreamConfig(
+            name=DEAD,
+            description="Messages whose handling failed for good",
+            subjects=["dead.>"],
+            max_age=90 * DAY,
+            **common,  # type: ignore[arg-type]
+        ),
+    )
+
+
+async def ensure(js: JetStreamContext, name: str, *, replicas: int = 1) -> StreamInfo:
+    """Return the stream, creating it when it is missing."""
+    try:
+        return await js.stream_info(name)
+    except NotFoundError:
+        declared = next(stream for stream in declarations(replicas) if stream.name == name)
+        # A new epoch: cursors into an earlier stream of this name mean nothing in this one.
+        declared.metadata = {"epoch": new_id().replace("-", "")}
+        try:
+            return await js.add_stream(declared)
+        except APIError as error:
+            if error.err_code == _NAME_IN_USE:  # another replica was faster
+                return await js.stream_info(name)
+            raise
+
+
+async def declare(js: JetStreamContext, *, replicas: int = 1) -> None:
+    """Create missing streams and bring the others up to the declaration.
+
+    Raises:
+        StreamConflict: the server refuses the change; nothing was changed.
+    """
+    for declared in declarations(replicas):
+        info = await ensure(js, str(declared.name), replicas=replicas)
+        declared.metadata = info.config.metadata
+        try:
+            await js.update_stream(declared)
+        except APIError as error:
+            raise StreamConflict(f"Stream {declared.name} cannot be changed: {error.description}.") from error
+
+
+class StreamSettings(Settings):
+    """What `python -m shared.streams` needs: a NATS user that may create and update streams."""
+
+    service: ClassVar[str] = "streams"
+
+    port: int = 0
+    stream_replicas: int = Field(1, ge=1, le=5, description="Copies of each stream in a NATS cluster.")
+
+
+async def _main(settings: StreamSettings) -> None:
+    broker = Broker(settings)
+    try:
+        await broker.connect(wait=True)
+        await declare(broker.js, replicas=settings.stream_replicas)
+    finally:
+        await broker.close()
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(_main(StreamSettings.load()))
+    except (StreamConflict, nats.errors.Error, TimeoutError) as error:
+        sys.exit(f"streams: {error or type(error).__name__}")
