@@ -33,6 +33,7 @@ _host = re.compile(rb"(?:[A-Za-z0-9._~-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5}+)?
 _bad_in_unfinished_head = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)").search
 
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
+_LISTS = frozenset({b"connection", b"expect", b"upgrade"})
 
 Headers = list[tuple[bytes, bytes]]
 """Fields in their order, names in lower case, values without surrounding white space."""
@@ -46,7 +47,7 @@ class HostError(WireError):
     """The Host field is missing, doubled or malformed (RFC 9112 section 3.2)."""
 
 
-class HeadTooLarge(WireError):
+class HeadSizeError(WireError):
     """The head, or the trailer section, is larger than HEAD_LIMIT."""
 
 
@@ -82,7 +83,7 @@ class RequestHead:
 class ResponseHead:
     """A response's status and fields."""
 
-    __slots__ = ("chunked", "connection", "content_length", "headers", "keep_alive", "status", "upgrade")
+    __slots__ = ("chunked", "connection", "content_length", "headers", "keep_alive", "status")
 
     status: int
     headers: Headers
@@ -91,7 +92,6 @@ class ResponseHead:
     keep_alive: bool
     connection: list[bytes] | None
     """Tokens of the Connection field: the names of fields that must not be passed on."""
-    upgrade: bytes | None
 
 
 def find_head_end(data: bytes, searched: int = 0) -> int:
@@ -100,12 +100,12 @@ def find_head_end(data: bytes, searched: int = 0) -> int:
     `searched` is how much of `data` an earlier call has seen, so that a head that drips in costs no more.
 
     Raises:
-        HeadTooLarge: it is larger than HEAD_LIMIT.
+        HeadSizeError: it is larger than HEAD_LIMIT.
         WireError: it can no longer become a head.
     """
     end = data.find(b"\r\n\r\n", max(searched - 3, 0)) + 4
     if end > HEAD_LIMIT or (end == 3 and len(data) > HEAD_LIMIT):
-        raise HeadTooLarge(f"The head is larger than {HEAD_LIMIT} bytes.")
+        raise HeadSizeError(f"The head is larger than {HEAD_LIMIT} bytes.")
     if end != 3:
         return end
     if data[:1] in b"\r\n" or _bad_in_unfinished_head(data, max(searched - 1, 0)):
@@ -124,47 +124,26 @@ def parse_request_head(data: bytes, end: int) -> RequestHead:
         raise WireError("The request line or a header field is malformed.")
     head = RequestHead()
     head.method, head.target, minor, block = match.groups()
-    head.http_1_0 = minor == b"0"
-    head.headers = headers = []
-    head.content_length = None
-    head.chunked = head.expects_continue = False
-    head.upgrade = None
-    host = connection = upgrade = None
-    for line in block[:-2].split(b"\r\n") if block else ():
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        value = value.strip(b" \t")
-        headers.append((name, value))
-        if name not in _FRAMING:
-            continue
-        if name == b"host":
-            if host is not None:
-                raise HostError("There is more than one Host field.")
-            host = value
-        elif name == b"connection":
-            connection = value if connection is None else connection + b"," + value
-        elif name == b"content-length":
-            head.content_length = _content_length(value, head.content_length)
-        elif name == b"transfer-encoding":
-            if head.chunked or value.lower() != b"chunked" or head.http_1_0:
-                raise WireError("Only one Transfer-Encoding: chunked is understood, and only in HTTP/1.1.")
-            head.chunked = True
-        elif name == b"upgrade":
-            upgrade = value.lower() if upgrade is None else upgrade + b"," + value.lower()
-        elif value.lower() == b"100-continue":
-            head.expects_continue = not head.http_1_0
+    head.headers, framing = _read_fields(block)
+    host = framing.get(b"host")
     if host is None or not _host(host):
         raise HostError("Exactly one well-formed Host field is needed.")
-    if head.chunked and head.content_length is not None:
-        raise WireError("Content-Length and Transfer-Encoding exclude each other.")
     head.host = host
-    head.keep_alive = not head.http_1_0
-    if connection is not None:
-        tokens = _tokens(connection)
+    head.content_length = _content_length(framing)
+    head.chunked = _chunked(framing, minor)
+    head.http_1_0 = minor == b"0"
+    head.keep_alive = minor == b"1"
+    head.upgrade = None
+    if b"connection" in framing:
+        tokens = _tokens(framing[b"connection"])
         if b"close" in tokens:
             head.keep_alive = False
-        if b"upgrade" in tokens:
-            head.upgrade = upgrade
+        if b"upgrade" in tokens and b"upgrade" in framing:
+            head.upgrade = framing[b"upgrade"].lower()
+    # HTTP/1.0 knows no 1xx responses (RFC 9110 section 10.1.1).
+    head.expects_continue = (
+        minor == b"1" and b"expect" in framing and framing[b"expect"].lower() == b"100-continue"
+    )
     return head
 
 
@@ -180,40 +159,56 @@ def parse_response_head(data: bytes, end: int) -> ResponseHead:
     minor, status, block = match.groups()
     head = ResponseHead()
     head.status = int(status)
-    head.headers = headers = []
-    head.content_length = head.upgrade = None
-    head.chunked = False
-    connection = None
+    head.headers, framing = _read_fields(block)
+    head.content_length = _content_length(framing)
+    head.chunked = _chunked(framing, minor)
+    head.connection = None
+    head.keep_alive = minor == b"1"
+    if b"connection" in framing:
+        head.connection = tokens = _tokens(framing[b"connection"])
+        head.keep_alive = b"close" not in tokens and (minor == b"1" or b"keep-alive" in tokens)
+    return head
+
+
+def _read_fields(block: bytes) -> tuple[Headers, dict[bytes, bytes]]:
+    """Return all fields in order, and by name those that say how the message is framed or handled."""
+    headers: Headers = []
+    framing: dict[bytes, bytes] = {}
     for line in block[:-2].split(b"\r\n") if block else ():
         name, _, value = line.partition(b":")
         name = name.lower()
         value = value.strip(b" \t")
         headers.append((name, value))
-        if name not in _FRAMING:
-            continue
-        if name == b"content-length":
-            head.content_length = _content_length(value, head.content_length)
-        elif name == b"transfer-encoding":
-            if head.chunked or value.lower() != b"chunked" or minor == b"0":
-                raise WireError("Only one Transfer-Encoding: chunked is understood, and only in HTTP/1.1.")
-            head.chunked = True
-        elif name == b"connection":
-            connection = value if connection is None else connection + b"," + value
-        elif name == b"upgrade":
-            head.upgrade = value.lower()
-    if head.chunked and head.content_length is not None:
+        if name in _FRAMING:
+            framing[name] = value if name not in framing else _combined(name, framing[name], value)
+    return headers, framing
+
+
+def _combined(name: bytes, earlier: bytes, value: bytes) -> bytes:
+    if name == b"host":
+        raise HostError("There is more than one Host field.")
+    if name not in _LISTS:
+        raise WireError(f"There is more than one {name.decode()} field.")
+    return earlier + b"," + value
+
+
+def _chunked(framing: dict[bytes, bytes], minor: bytes) -> bool:
+    coding = framing.get(b"transfer-encoding")
+    if coding is None:
+        return False
+    if coding.lower() != b"chunked" or minor == b"0":
+        raise WireError("Only Transfer-Encoding: chunked is understood, and only in HTTP/1.1.")
+    if b"content-length" in framing:
         raise WireError("Content-Length and Transfer-Encoding exclude each other.")
-    head.connection = tokens = None if connection is None else _tokens(connection)
-    if tokens is None:
-        head.keep_alive = minor == b"1"
-    else:
-        head.keep_alive = b"close" not in tokens and (minor == b"1" or b"keep-alive" in tokens)
-    return head
+    return True
 
 
-def _content_length(value: bytes, earlier: int | None) -> int:
-    if earlier is not None or not value.isdigit() or len(value) > MAX_LENGTH_DIGITS:
-        raise WireError("Content-Length must be given once, as one decimal number.")
+def _content_length(framing: dict[bytes, bytes]) -> int | None:
+    value = framing.get(b"content-length")
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > MAX_LENGTH_DIGITS:
+        raise WireError("Content-Length must be one decimal number.")
     return int(value)
 
 
@@ -244,57 +239,64 @@ class ChunkedBody:
             data = self._line + data
             self._line = b""
         blocks = []
-        position, size = 0, len(data)
-        while position < size:
+        position: int | None = 0
+        while position is not None and position < len(data):
             if self._left > 0:
                 block = data[position : position + self._left]
                 position += len(block)
                 self._left -= len(block)
                 blocks.append(block)
             elif self._left == 0:
-                ending = data[position : position + 2]
-                if ending != b"\r\n":
-                    if ending != b"\r":
-                        raise WireError("A chunk is longer than its size.")
-                    self._line = ending
-                    break
-                position += 2
-                self._left = -1
+                position = self._chunk_end(data, position)
             elif self._trailing:
-                self._end(data[position:])
-                break
+                position = self._trailers(data, position)
             else:
-                end = data.find(b"\r\n", position, position + CHUNK_LINE_LIMIT)
-                if end < 0:
-                    self._line = _unfinished_size_line(data[position:])
-                    break
-                match = _chunk_size(data, position, end)
-                if match is None:
-                    raise WireError("A chunk size is malformed.")
-                position = end + 2
-                self._left = int(match[1], 16)
-                if self._left == 0:
-                    self._trailing = True
-                    self._left = -1
+                position = self._size_line(data, position)
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
-    def _end(self, data: bytes) -> None:
-        """Read the trailer section, which ends with an empty line."""
-        end = 2 if data[:2] == b"\r\n" else data.find(b"\r\n\r\n") + 4
-        if end > HEAD_LIMIT or (end == 3 and len(data) > HEAD_LIMIT):
-            raise HeadTooLarge(f"The trailer section is larger than {HEAD_LIMIT} bytes.")
-        if end == 3:
-            if _bad_in_unfinished_head(data):
-                raise WireError("A trailer field is malformed.")
-            self._line = data
-        elif not _trailers(data, 0, end):
-            raise WireError("A trailer field is malformed.")
+    # Each of these reads one element at `position` and returns where it ends. None: the element is unfinished (its
+    # beginning is kept in _line), or the body is complete.
+
+    def _chunk_end(self, data: bytes, position: int) -> int | None:
+        ending = data[position : position + 2]
+        if ending == b"\r\n":
+            self._left = -1
+            return position + 2
+        if ending != b"\r":
+            raise WireError("A chunk is longer than its size.")
+        self._line = ending
+        return None
+
+    def _size_line(self, data: bytes, position: int) -> int | None:
+        end = data.find(b"\r\n", position, position + CHUNK_LINE_LIMIT)
+        if end < 0:
+            self._line = line = data[position:]
+            if len(line) >= CHUNK_LINE_LIMIT or b"\n" in line or b"\r" in line[:-1]:
+                raise WireError("A chunk size is malformed.")
+            return None
+        match = _chunk_size(data, position, end)
+        if match is None:
+            raise WireError("A chunk size is malformed.")
+        self._left = int(match[1], 16)
+        if self._left == 0:
+            self._trailing = True
+            self._left = -1
+        return end + 2
+
+    def _trailers(self, data: bytes, position: int) -> int | None:
+        if data.startswith(b"\r\n", position):
+            end = position + 2
         else:
-            self.complete = True
-            self.rest = data[end:]
-
-
-def _unfinished_size_line(data: bytes) -> bytes:
-    if len(data) >= CHUNK_LINE_LIMIT or b"\n" in data or b"\r" in data[:-1]:
-        raise WireError("A chunk size is malformed.")
-    return data
+            end = data.find(b"\r\n\r\n", position) + 4
+            if (end if end != 3 else len(data)) - position > HEAD_LIMIT:
+                raise HeadSizeError(f"The trailer section is larger than {HEAD_LIMIT} bytes.")
+            if end == 3:
+                self._line = data[position:]
+                if _bad_in_unfinished_head(self._line):
+                    raise WireError("A trailer field is malformed.")
+                return None
+            if not _trailers(data, position, end):
+                raise WireError("A trailer field is malformed.")
+        self.complete = True
+        self.rest = data[end:]
+        return None

@@ -1,1 +1,1 @@
-
+"""The users service: accounts, access tokens and the keys that sign them."""

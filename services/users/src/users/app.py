@@ -1,0 +1,72 @@
+"""The users application: what it holds, opened in order and closed in reverse."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import httpx
+from fastapi import FastAPI
+from shared.app import create_app as create_shared_app
+from shared.broker import Broker
+from shared.database import Database
+from shared.errors import DatabaseUnavailable
+from shared.relay import Relay
+from shared.tasks import running
+from shared.tokens import TokenVerifier, issuers
+
+from users import service
+from users.errors import PROBLEMS
+from users.keys import open_key_ring
+from users.passwords import Passwords
+from users.routes import router, well_known
+from users.settings import UsersSettings
+
+
+def create() -> FastAPI:
+    """Build the application from the environment."""
+    return create_app(UsersSettings.load())
+
+
+def create_app(settings: UsersSettings) -> FastAPI:
+    """Build the application."""
+    database = Database(settings)
+    app = create_shared_app(
+        settings,
+        title="Tollhouse users",
+        summary="Accounts, access tokens and the keys that sign them.",
+        routers=(router, well_known),
+        lifespan=_lifespan,
+        checks={"database": database.check_ready},
+        problems=(*PROBLEMS, DatabaseUnavailable),
+    )
+    app.state.database = database
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: UsersSettings = app.state.settings
+    database: Database = app.state.database
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        app.state.passwords = passwords = Passwords(settings)
+        stack.callback(passwords.close)
+        app.state.keys = await open_key_ring(database, settings.encryption_key)
+        await _ensure_admin(settings, database, passwords)
+        # The service asks itself for the keys without leaving the process.
+        own_keys = httpx.ASGITransport(app=app)
+        http = httpx.AsyncClient(trust_env=False, mounts={str(settings.jwks_url): own_keys})
+        app.state.verifier = await stack.enter_async_context(TokenVerifier(issuers(settings), http=http))
+        broker = await stack.enter_async_context(Broker(settings))
+        relay = Relay(database, broker, service=settings.service)
+        # Flushed after its task has ended and before the connections close.
+        stack.push_async_callback(relay.flush)
+        await stack.enter_async_context(running(relay.run()))
+        yield
+
+
+async def _ensure_admin(settings: UsersSettings, database: Database, passwords: Passwords) -> None:
+    if settings.admin_email is None or settings.admin_password is None:
+        return
+    password_hash = await passwords.hash(settings.admin_password.get_secret_value())
+    async with database.transaction() as session:
+        await service.ensure_admin(session, email=settings.admin_email, password_hash=password_hash)

@@ -1,0 +1,64 @@
+"""What the users API takes and gives."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, StringConstraints
+from shared.text import Text
+
+PASSWORD_MIN, PASSWORD_MAX = 12, 128
+
+FullName = Annotated[Text, StringConstraints(max_length=200)]
+Email = Annotated[EmailStr, Field(max_length=254)]
+Password = Annotated[SecretStr, Field(min_length=PASSWORD_MIN, max_length=PASSWORD_MAX)]
+
+
+class UserCreate(BaseModel):
+    """A new account."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"email": "ada@example.com", "password": "correct horse battery", "full_name": "Ada Lovelace"}
+            ]
+        },
+    )
+
+    email: Email
+    password: Password
+    full_name: FullName | None = None
+
+
+class UserRead(BaseModel):
+    """An account as its owner sees it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    email: str
+    full_name: str | None
+    is_active: bool
+    email_verified: bool
+    scopes: list[str]
+    created_at: datetime
+
+
+class TokenForm(BaseModel):
+    """RFC 6749 section 4.3.2: the password grant, first-party clients only."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    grant_type: str = "password"
+    username: Annotated[str, Field(max_length=254)] = ""
+    password: Annotated[SecretStr, Field(max_length=PASSWORD_MAX)] = SecretStr("")
+    scope: Annotated[str, Field(max_length=1000)] = ""
+
+
+class TokenRead(BaseModel):
+    """RFC 6749 section 5.1."""
+
+    access_token: str
+    token_type: Literal["bearer"] = "bearer"
+    expires_in: int
+    scope: str

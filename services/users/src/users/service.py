@@ -1,0 +1,118 @@
+"""What the users service decides. Entry points own the transactions."""
+
+from shared import outbox
+from shared.database import Database
+from shared.ids import new_id
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from users.errors import EmailTaken, InvalidCredentials, InvalidScope, UserNotFound
+from users.events import UserRegistered
+from users.models import LoginSession, User
+from users.passwords import Passwords
+
+DEFAULT_SCOPES = ("items:write", "notifications:read", "notifications:send")
+ADMIN_SCOPES = (*DEFAULT_SCOPES, "items:admin", "notifications:send_any", "users:admin")
+
+
+def email_key(email: str) -> str:
+    """Return what makes an address unique: its case does not."""
+    return email.casefold()
+
+
+async def register(
+    session: AsyncSession,
+    *,
+    email: str,
+    password_hash: str,
+    full_name: str | None,
+    scopes: tuple[str, ...] = DEFAULT_SCOPES,
+) -> User:
+    """Make an account.
+
+    Raises:
+        EmailTaken: there is one with this address.
+    """
+    user = await session.scalar(
+        insert(User)
+        .values(
+            email=email,
+            email_key=email_key(email),
+            full_name=full_name,
+            password_hash=password_hash,
+            scopes=list(scopes),
+        )
+        .on_conflict_do_nothing(index_elements=[User.email_key])
+        .returning(User)
+    )
+    if user is None:
+        raise EmailTaken
+    await outbox.add(session, UserRegistered.of(user))
+    return user
+
+
+async def ensure_admin(session: AsyncSession, *, email: str, password_hash: str) -> None:
+    """Make the first admin's account, unless the address has one."""
+    if await find_by_email(session, email) is None:
+        await register(
+            session, email=email, password_hash=password_hash, full_name="Administrator", scopes=ADMIN_SCOPES
+        )
+
+
+async def get(session: AsyncSession, user_id: int) -> User:
+    """Return an account.
+
+    Raises:
+        UserNotFound: there is none with this id.
+    """
+    user = await session.get(User, user_id)
+    if user is None:
+        raise UserNotFound(f"No user {user_id}.")
+    return user
+
+
+async def find_by_email(session: AsyncSession, email: str) -> User | None:
+    """Return the account with this address."""
+    return await session.scalar(select(User).where(User.email_key == email_key(email)))
+
+
+async def authenticate(database: Database, passwords: Passwords, *, email: str, password: str) -> User:
+    """Return the active account that address and password belong to.
+
+    No connection is held while the password is hashed: a flood of logins must not drain the pool.
+
+    Raises:
+        InvalidCredentials: there is none; the work done is the same whether or not the address exists.
+        HashingBusy: too many logins at once.
+    """
+    async with database.reading() as session:
+        user = await find_by_email(session, email)
+    fits, updated_hash = await passwords.verify(password, user.password_hash if user else None)
+    if user is None or not fits or not user.is_active:
+        raise InvalidCredentials
+    if updated_hash is not None:
+        async with database.transaction() as session:
+            await session.execute(update(User).where(User.id == user.id).values(password_hash=updated_hash))
+    return user
+
+
+def open_session(session: AsyncSession, user: User) -> LoginSession:
+    """Start a login session."""
+    login = LoginSession(id=new_id(), user_id=user.id)
+    session.add(login)
+    return login
+
+
+def granted_scopes(user: User, requested: str) -> list[str]:
+    """Return the scopes that a token gets: those asked for, or all the account has.
+
+    Raises:
+        InvalidScope: the account lacks one of them.
+    """
+    wanted = set(requested.split())
+    if not wanted:
+        return list(user.scopes)
+    if not wanted <= set(user.scopes):
+        raise InvalidScope
+    return sorted(wanted)

@@ -1,0 +1,45 @@
+"""Settings of the users service."""
+
+import base64
+import binascii
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, EmailStr, Field, SecretStr
+from shared.settings import DatabaseSettings, Port
+
+KEY_BYTES = 32
+
+
+def _is_aes_key(value: SecretStr) -> SecretStr:
+    try:
+        key = base64.b64decode(value.get_secret_value(), validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"must be {KEY_BYTES} bytes in base64 (make one with: openssl rand -base64 {KEY_BYTES})")
+    return value
+
+
+class UsersSettings(DatabaseSettings):
+    """What the users service needs beside the settings every service has."""
+
+    service: ClassVar[str] = "users"
+
+    port: Port = Field(8001, description="Port to listen on.")
+    key_encryption_key: Annotated[SecretStr, AfterValidator(_is_aes_key)] = Field(
+        description="32 bytes in base64 that encrypt the signing keys at rest (AES-256-GCM)."
+    )
+    access_token_ttl: int = Field(900, ge=5, le=3600, description="Seconds that an access token is valid.")
+    admin_email: EmailStr | None = Field(None, description="Address of the first admin, made at start.")
+    admin_password: SecretStr | None = Field(None, description="Password of the first admin.")
+    hashing_threads: int = Field(2, ge=1, le=64, description="Passwords hashed at the same time.")
+    hashing_backlog: int = Field(
+        32, ge=0, description="Hashes that may wait for a thread; more are answered 503."
+    )
+    argon2_memory_kib: int = Field(19_456, ge=8, description="Argon2id memory cost, in KiB.")
+    argon2_iterations: int = Field(2, ge=1, description="Argon2id time cost.")
+
+    @property
+    def encryption_key(self) -> bytes:
+        """The key that encrypts signing keys."""
+        return base64.b64decode(self.key_encryption_key.get_secret_value())

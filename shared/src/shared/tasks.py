@@ -1,0 +1,37 @@
+"""Background work with an owner."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from shared.logs import get_logger
+
+log = get_logger(__name__)
+
+
+@asynccontextmanager
+async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run coroutines while the block runs; then cancel them, last started first, and wait for their end.
+
+    They are expected to run for ever: one that ends with an error ends the process's readiness to be trusted, so
+    the error is logged and the process asked to stop; whoever supervises it starts it anew.
+    """
+    tasks = [asyncio.create_task(coroutine, name=coroutine.__qualname__) for coroutine in work]
+    for task in tasks:
+        task.add_done_callback(_stop_if_failed)
+    try:
+        yield
+    finally:
+        for task in reversed(tasks):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+def _stop_if_failed(task: asyncio.Task[None]) -> None:
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    log.error("task.failed", task=task.get_name(), exc_info=error)
+    signal.raise_signal(signal.SIGTERM)
