@@ -1,0 +1,558 @@
+"""What the wire may do: uvicorn's HTTP protocol with the strict rules of DESIGN "The edge" (SECURITY G1, G2, G5, G7).
+
+uvicorn's own protocol feeds everything that arrives to its parser and sees too late what was wrong. Here a connection
+reads one message at a time, knows where it ends, and never looks at a byte behind a message that was refused or
+answered before it was complete. Bytes of a pipelined request wait, bounded, until the response before it is written.
+
+Only requests and responses to them live here; who serves a request is decided in `begin`, so that a subclass may take
+it before any ASGI object exists.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+from urllib.parse import unquote_to_bytes
+from weakref import WeakKeyDictionary
+
+from uvicorn._types import ASGI3Application, ASGISendEvent
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+
+from shared.deadlines import NEVER, Sweep
+from shared.errors import PROBLEM_JSON, InternalError, Problem
+from shared.ids import new_id
+from shared.wire import (
+    ChunkedBody,
+    HeadSizeError,
+    HostError,
+    RequestHead,
+    WireError,
+    find_head_end,
+    parse_request_head,
+)
+
+HELD_LIMIT: Final = 64 * 1024
+"""Bytes of pipelined requests (or of frames before a WebSocket is accepted) kept before reading pauses."""
+LINGER_BYTES: Final = 1024 * 1024
+"""Bytes discarded after an early answer, so that the client reads it instead of a reset, before the door is shut."""
+LINGER_SECONDS: Final = 2.0
+DRAIN_IDLE_SECONDS: Final = 0.5
+"""How long an idle connection stays open when the server drains: a request may be on its way just now."""
+
+_UNTIL_CLOSE: Final = -1
+_FRAMING = frozenset({b"connection", b"keep-alive", b"transfer-encoding"})
+_BODILESS = frozenset({*range(100, 200), 204, 304})
+_sane_request_id = re.compile(rb"[A-Za-z0-9._-]{1,128}").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """How long a client may take, in seconds."""
+
+    head: float = 10.0
+    """From the first byte of a request to the end of its head (SECURITY G7)."""
+    body_stall: float = 30.0
+    """Between two pieces of a body that we are ready to read (SECURITY G7)."""
+
+
+class MalformedRequest(Problem):
+    """The bytes are not plainly one HTTP/1.1 request: conflicting lengths, folded or bare lines, control characters."""
+
+    status = 400
+    code = "malformed_request"
+    title = "Malformed request"
+
+
+class HostInvalid(Problem):
+    """A request needs exactly one well-formed Host field."""
+
+    status = 400
+    code = "host_invalid"
+    title = "Invalid Host"
+
+
+class RequestTimeout(Problem):
+    """The request did not arrive in time. Send it again on a new connection."""
+
+    status = 408
+    code = "request_timeout"
+    title = "Request timeout"
+
+
+class HeadersTooLarge(Problem):
+    """Request line and header fields together are larger than 16 KiB."""
+
+    status = 431
+    code = "headers_too_large"
+    title = "Header fields too large"
+
+
+EDGE_PROBLEMS: tuple[type[Problem], ...] = (MalformedRequest, HostInvalid, RequestTimeout, HeadersTooLarge)
+
+# What a connection does with the bytes that arrive.
+_HEAD: Final = 0  # they belong to the next head
+_BODY: Final = 1  # they belong to the body of the current request
+_HELD: Final = 2  # the request is read whole; they wait for its response
+_DISCARD: Final = 3  # the connection is given up; they are dropped
+
+_sweeps: WeakKeyDictionary[ServerState, Sweep] = WeakKeyDictionary()
+
+
+def request_id_of(head: RequestHead) -> bytes:
+    """Return the client's X-Request-ID where there is exactly one sane one, else a new id."""
+    found = [value for name, value in head.headers if name == b"x-request-id"]
+    if len(found) == 1 and _sane_request_id(found[0]):
+        return found[0]
+    return new_id().encode()
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """One client connection."""
+
+    limits: EdgeLimits = EdgeLimits()
+    response_headers: ClassVar[Sequence[tuple[bytes, bytes]]] = ()
+    """Fields of every response made here, beside Date."""
+
+    head: RequestHead
+    """The request that is being read or answered."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        if config.ws in ("auto", "websockets-sansio"):
+            self.ws_protocol_class = EdgeWebSocketProtocol
+        self.deadline = NEVER
+        self.started = 0.0
+        """When the first byte of the current request came, on the loop's clock."""
+        self._reading = _HEAD
+        self._held = b""
+        self._cycle_begun = False
+        self._body_left = 0
+        self._chunked: ChunkedBody | None = None
+        self._discarded = 0
+        self._draining = False
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        self._sweep = _sweeps.setdefault(self.server_state, Sweep(self.loop))
+        self._sweep.add(self)
+        self.deadline = self.loop.time() + self.limits.head
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reading = _DISCARD
+        self._held = b""
+        self._sweep.discard(self)
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Drain: answer what is under way, then close. Called by the server."""
+        self._draining = True
+        if self._reading == _HEAD and not self._held:
+            self.deadline = min(self.deadline, self.loop.time() + DRAIN_IDLE_SECONDS)
+        elif self._serving:
+            self.cycle.keep_alive = False
+
+    def expire(self, now: float) -> None:
+        """The client took too long."""
+        if self._keeps_client_waiting():
+            self.deadline = now + self.limits.body_stall
+        elif self._reading == _HEAD and not self._held:
+            self.transport.close()  # an idle connection; a 408 nobody asked for confuses clients
+        elif self._reading == _DISCARD:
+            self.transport.abort()
+        else:
+            self.refuse(RequestTimeout())
+
+    def _keeps_client_waiting(self) -> bool:
+        """Whether it is we who do not read, so that the client is not late."""
+        return self.flow.read_paused or (self._serving and self.cycle.waiting_for_100_continue)
+
+    @property
+    def _serving(self) -> bool:
+        """Whether an ASGI application is at work on a request."""
+        return self._cycle_begun and not self.cycle.response_complete
+
+    # Reading
+
+    def data_received(self, data: bytes) -> None:
+        while data:
+            if self._reading == _HEAD:
+                data = self._read_head(data)
+            elif self._reading == _BODY:
+                data = self._read_body(data)
+            elif self._reading == _HELD:
+                self._held += data
+                if len(self._held) > HELD_LIMIT:
+                    self.flow.pause_reading()
+                return
+            else:
+                self._discarded += len(data)
+                if self._discarded > LINGER_BYTES:
+                    self.transport.abort()
+                return
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Begin the request that `data` completes the head of, and return what follows the head."""
+        searched = len(self._held)
+        if searched:
+            data = self._held + data
+        else:
+            self.started = self.loop.time()
+            self.deadline = self.started + self.limits.head
+        try:
+            end = find_head_end(data, searched)
+            if not end:
+                self._held = data
+                return b""
+            self._held = b""
+            head = parse_request_head(data, end)
+        except WireError as error:
+            self.refuse(_problem_of(error))
+            return b""
+        self.head = head
+        if head.chunked:
+            self._chunked = ChunkedBody()
+            self._reading = _BODY
+            self.deadline = self.loop.time() + self.limits.body_stall
+        elif head.content_length:
+            self._body_left = head.content_length
+            self._reading = _BODY
+            self.deadline = self.loop.time() + self.limits.body_stall
+        else:
+            self._reading = _HELD
+            self.deadline = NEVER
+        if head.upgrade is not None and self._reading == _HELD and head.method == b"GET":
+            return self.upgrade(head, data, end)
+        self.begin(head)
+        return data[end:]
+
+    def _read_body(self, data: bytes) -> bytes:
+        """Deliver the part of `data` that is body, and return what follows the body."""
+        self.deadline = self.loop.time() + self.limits.body_stall
+        rest = b""
+        if self._chunked is not None:
+            try:
+                block = self._chunked.feed(data)
+            except WireError as error:
+                self.refuse(_problem_of(error))
+                return b""
+            last = self._chunked.complete
+            if last:
+                rest = self._chunked.rest
+                self._chunked = None
+        else:
+            block = data
+            if len(data) > self._body_left:
+                block, rest = data[: self._body_left], data[self._body_left :]
+            self._body_left -= len(block)
+            last = not self._body_left
+        if last:
+            self._reading = _HELD
+            self.deadline = NEVER
+        self.body(block, last)
+        return rest
+
+    @property
+    def body_complete(self) -> bool:
+        """Whether the current request has been read whole."""
+        return self._reading == _HELD
+
+    # Who serves a request. A subclass may take it here.
+
+    def begin(self, head: RequestHead) -> None:
+        """Start to serve a request; its body follows by `body`."""
+        self._start_cycle(head)
+
+    def body(self, block: bytes, last: bool) -> None:
+        """Take a piece of the body."""
+        cycle = self.cycle
+        cycle.body += block
+        if last:
+            cycle.more_body = False
+        elif len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def upgrade(self, head: RequestHead, data: bytes, end: int) -> bytes:
+        """Serve a request for another protocol, whose head is `data[:end]`; return what is left to read of `data`."""
+        if head.upgrade != b"websocket" or self.ws_protocol_class is None:
+            self.begin(head)  # RFC 9110 section 7.8: an upgrade may be ignored
+            return data[end:]
+        self.connections.discard(self)
+        self._sweep.discard(self)
+        protocol = self.ws_protocol_class(  # type: ignore[call-arg]  # typed as a bare asyncio.Protocol
+            config=self.config, server_state=self.server_state, app_state=self.app_state
+        )
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        # As one piece: frames in the handshake's own segment belong to the new protocol (uvicorn loses them).
+        protocol.data_received(data)
+        return b""
+
+    # Answering
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer `problem`, if nothing was answered yet, and give the connection up."""
+        if self._serving:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.abort()  # a response cut short must not look complete
+                return
+        self.transport.write(self._problem_response(problem))
+        self.close_after_response()
+
+    def _problem_response(self, problem: Problem) -> bytes:
+        request_id = new_id()
+        body = problem.body(request_id)
+        fields = [
+            *self.server_state.default_headers,
+            *self.response_headers,
+            (b"content-type", PROBLEM_JSON.encode()),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", request_id.encode()),
+            (b"x-process-time-ms", b"%.1f" % ((self.loop.time() - self.started) * 1000)),
+            (b"connection", b"close"),
+        ]
+        lines = [name + b": " + value + b"\r\n" for name, value in fields]
+        return b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body])
+
+    def response_written(self, *, keep_alive: bool) -> None:
+        """The response is complete: read the next request, or give the connection up."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing() or self._reading == _DISCARD:
+            return
+        if not keep_alive or self._reading != _HELD:
+            self.close_after_response()
+            return
+        self._reading = _HEAD
+        self.flow.resume_reading()
+        wait = DRAIN_IDLE_SECONDS if self._draining else self.timeout_keep_alive
+        self.deadline = self.loop.time() + wait
+        if self._held:
+            held, self._held = self._held, b""
+            self.data_received(held)
+
+    def close_after_response(self) -> None:
+        """Close so that the client can read the answer, and run nothing of what it still sends.
+
+        To close a socket with unread bytes resets the connection, and a reset can overtake the answer; so the write
+        side is closed first and what still comes is dropped, for a bounded while.
+        """
+        whole = self._reading == _HELD and not self._held
+        self._reading = _DISCARD
+        self._held = b""
+        if whole or self.transport.is_closing() or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.deadline = self.loop.time() + LINGER_SECONDS
+
+    # ASGI
+
+    def _start_cycle(self, head: RequestHead) -> None:
+        raw_path, _, query = head.target.partition(b"?")
+        path = unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
+        try:
+            text = path.decode()
+        except UnicodeDecodeError:
+            self.refuse(MalformedRequest("The path is not UTF-8."))
+            return
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.0" if head.http_1_0 else "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme or "http",
+            "method": head.method.decode(),
+            "root_path": self.root_path,
+            "path": self.root_path + text,
+            "raw_path": self.root_path.encode() + raw_path,
+            "query_string": query,
+            "headers": head.headers,
+            "state": self.app_state.copy(),
+        }
+        self.cycle = cycle = EdgeCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,  # the app logs requests itself
+            default_headers=[*self.server_state.default_headers, *self.response_headers],
+            message_event=asyncio.Event(),
+            expect_100_continue=head.expects_continue,
+            keep_alive=head.keep_alive and not self._draining,
+            on_response=self.on_response_complete,
+        )
+        cycle.more_body = self._reading == _BODY
+        if not cycle.more_body:
+            cycle.message_event.set()
+        self._cycle_begun = True
+        self._start_asgi_task(cycle, self.app)
+
+    def on_response_complete(self) -> None:
+        """Uvicorn's hook: the ASGI application has answered."""
+        self.response_written(keep_alive=self.cycle.keep_alive)
+
+
+def _problem_of(error: WireError) -> Problem:
+    match error:
+        case HeadSizeError():
+            return HeadersTooLarge(str(error))
+        case HostError():
+            return HostInvalid(str(error))
+        case _:
+            return MalformedRequest(str(error))
+
+
+class EdgeCycle(RequestResponseCycle):
+    """One request and its response over ASGI.
+
+    Unlike uvicorn's: HTTP/1.0 clients never get chunks; a response that begins before the request was read whole says
+    `Connection: close`; head and body of a response of known length leave in one write; an application that fails
+    answers problem+json.
+    """
+
+    _head = b""
+    _bodiless = False
+
+    async def run_asgi(self, app: ASGI3Application) -> None:
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not self.response_complete and not self.disconnected:
+                self.logger.error("The application returned without completing its response.")
+        except Exception:
+            self.logger.exception("Exception in ASGI application")
+        finally:
+            if not self.disconnected:
+                self._finish_for_application()
+            self.on_response = _nothing  # breaks the reference cycle with the connection
+
+    def _finish_for_application(self) -> None:
+        if not self.response_started:
+            body = InternalError().body(new_id())
+            headers = ((b"content-type", PROBLEM_JSON.encode()), (b"content-length", b"%d" % len(body)))
+            self._start_response(500, headers)
+            self._continue_response(body, more_body=False)
+        elif not self.response_complete:
+            self.transport.abort()  # a response cut short must not look complete
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if not self.response_started and message["type"] == "http.response.start":
+            self._start_response(message["status"], message.get("headers", ()))
+        elif self.response_started and not self.response_complete and message["type"] == "http.response.body":
+            self._continue_response(message.get("body", b""), more_body=message.get("more_body", False))
+        else:
+            raise RuntimeError(f"Unexpected ASGI message {message['type']!r}.")
+
+    def _start_response(self, status: int, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self.keep_alive = self.keep_alive and not self.more_body
+        self._bodiless = status in _BODILESS or self.scope["method"] == "HEAD"
+        length = None
+        content = [STATUS_LINE[status]]
+        for name, value in (*self.default_headers, *fields):
+            if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
+                raise RuntimeError("Invalid HTTP header.")
+            name = name.lower()  # noqa: PLW2901
+            if name in _FRAMING:
+                self.keep_alive = self.keep_alive and b"close" not in value.lower()
+                continue  # how the message is framed is decided here
+            if name == b"content-length":
+                length = int(value)
+            content += (name, b": ", value, b"\r\n")
+        self.chunked_encoding = False
+        if self._bodiless:
+            pass
+        elif length is not None:
+            self.expected_content_length = length
+        elif self.scope["http_version"] == "1.0":
+            self.expected_content_length = _UNTIL_CLOSE
+        else:
+            self.chunked_encoding = True
+            content.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive:
+            content.append(b"connection: close\r\n")
+        content.append(b"\r\n")
+        if length is None:
+            self.transport.write(b"".join(content))
+        else:
+            self._head = b"".join(content)  # leaves with the body
+
+    def _continue_response(self, body: bytes, *, more_body: bool) -> None:
+        if self._bodiless:
+            body = b""
+        elif self.chunked_encoding:
+            chunk = (b"%x\r\n" % len(body), body, b"\r\n") if body else ()
+            body = b"".join((*chunk, b"" if more_body else b"0\r\n\r\n"))
+        elif self.expected_content_length != _UNTIL_CLOSE:
+            self.expected_content_length -= len(body)
+            if self.expected_content_length < 0 or (self.expected_content_length and not more_body):
+                raise RuntimeError("The response body is not as long as its Content-Length.")
+        if self._head:
+            body = self._head + body
+            self._head = b""
+        if body:
+            self.transport.write(body)
+        if not more_body:
+            self.response_complete = True
+            self.message_event.set()
+            self.on_response()
+
+
+def _nothing() -> None:
+    pass
+
+
+class EdgeWebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's sans-io WebSocket protocol, which waits with frames until the application has accepted the socket.
+
+    Frames in the handshake's own segment would otherwise be answered (a ping) before the handshake is.
+    """
+
+    _early = b""
+
+    def data_received(self, data: bytes) -> None:
+        if not self.handshake_initiated:
+            end = data.find(b"\r\n\r\n") + 4  # the edge delivers the head whole
+            self._early = data[end:]
+            super().data_received(data[:end])
+        elif not self.handshake_complete:
+            self._early += data
+            if len(self._early) > HELD_LIMIT:
+                self.transport.pause_reading()
+                self.read_paused = True
+        else:
+            super().data_received(data)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if self._early and self.handshake_complete and not self.close_sent:
+            early, self._early = self._early, b""
+            super().data_received(early)
