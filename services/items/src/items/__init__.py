@@ -1,1 +1,1 @@
-
+"""The items service: what people offer, and the events that say what became of it."""

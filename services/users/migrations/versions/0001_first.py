@@ -42,10 +42,6 @@ def upgrade() -> None:
         sa.Column("private_key", sa.LargeBinary, nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW),
     )
-    create_event_tables()
-
-
-def create_event_tables() -> None:
     op.create_table(
         "outbox",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),

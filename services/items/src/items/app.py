@@ -1,0 +1,53 @@
+"""The items application: what it holds, opened in order and closed in reverse."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+from shared.app import create_app as create_shared_app
+from shared.broker import Broker
+from shared.database import Database
+from shared.errors import DatabaseUnavailable
+from shared.relay import Relay
+from shared.tasks import running
+from shared.tokens import TokenVerifier, issuers
+
+from items.errors import PROBLEMS
+from items.routes import router
+from items.settings import ItemsSettings
+
+
+def create() -> FastAPI:
+    """Build the application from the environment."""
+    return create_app(ItemsSettings.load())
+
+
+def create_app(settings: ItemsSettings) -> FastAPI:
+    """Build the application."""
+    database = Database(settings)
+    app = create_shared_app(
+        settings,
+        title="Tollhouse items",
+        summary="What people offer.",
+        routers=(router,),
+        lifespan=_lifespan,
+        checks={"database": database.check_ready},
+        problems=(*PROBLEMS, DatabaseUnavailable),
+    )
+    app.state.database = database
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: ItemsSettings = app.state.settings
+    database: Database = app.state.database
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        app.state.verifier = await stack.enter_async_context(TokenVerifier(issuers(settings)))
+        broker = await stack.enter_async_context(Broker(settings))
+        relay = Relay(database, broker, service=settings.service)
+        # Flushed after its task has ended and before the connections close.
+        stack.push_async_callback(relay.flush)
+        await stack.enter_async_context(running(relay.run()))
+        yield
