@@ -1,8 +1,7 @@
 """Alembic environment of the items service."""
 
+from items.models import Base
 from shared import outbox
 from shared.migrations import run_env
-
-from items.models import Base
 
 run_env(Base.metadata, outbox.metadata)

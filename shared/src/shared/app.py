@@ -17,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from shared import telemetry
+from shared.drain import draining_on_signals
 from shared.errors import (
     COMMON_PROBLEMS,
     PROBLEM_JSON,
@@ -75,7 +76,7 @@ def create_app(
         title=title,
         summary=summary,
         version=version(f"tollhouse-{settings.service}"),
-        lifespan=_flushing(tracer, lifespan),
+        lifespan=_around(tracer, lifespan),
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -99,15 +100,16 @@ def create_app(
     return app
 
 
-def _flushing(tracer: telemetry.Tracer | None, lifespan: Lifespan | None) -> Lifespan | None:
-    if tracer is None:
-        return lifespan
+def _around(tracer: telemetry.Tracer | None, lifespan: Lifespan | None) -> Lifespan:
+    """Run a service's lifespan between the two things every service does: notice a drain, flush the traces."""
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
-        async with lifespan(app) if lifespan else nullcontext():
-            yield
-        tracer.close()
+        with draining_on_signals(app.state.draining):
+            async with lifespan(app) if lifespan else nullcontext():
+                yield
+        if tracer is not None:
+            tracer.close()
 
     return run
 

@@ -35,7 +35,7 @@ class Broker:
         self.js: JetStreamContext = self._client.jetstream(timeout=REQUEST_TIMEOUT)
 
     async def __aenter__(self) -> Self:
-        await self.connect()
+        self.connect()
         return self
 
     async def __aexit__(
@@ -48,16 +48,9 @@ class Broker:
         """The connection itself, for core NATS."""
         return self._client
 
-    async def connect(self, *, wait: bool = False, timeout: float = 30.0) -> None:
-        """Start connecting.
-
-        Raises:
-            TimeoutError: with `wait`, when there is no connection after `timeout` seconds.
-        """
+    def connect(self) -> None:
+        """Start connecting in the background."""
         self._connecting = asyncio.create_task(self._connect(), name="nats-connect")
-        if wait:
-            async with asyncio.timeout(timeout):
-                await self.connected.wait()
 
     async def _connect(self) -> None:
         await self._client.connect(

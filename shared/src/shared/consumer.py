@@ -25,7 +25,7 @@ from shared.database import Database
 from shared.events import Envelope
 from shared.logs import get_logger
 from shared.outbox import InboxRow
-from shared.pull import pulling
+from shared.pull import Pull
 from shared.streams import DEAD, ensure
 
 log = get_logger(__name__)
@@ -106,7 +106,7 @@ class Consumer:
 
     async def _consume(self) -> None:
         subscription = self._subscription
-        async with pulling(self._broker, subscription.stream, subscription.durable, batch=BATCH) as messages:
+        async with Pull(self._broker, subscription.stream, subscription.durable, batch=BATCH) as messages:
             async for message in messages:
                 work = asyncio.create_task(self.handle(message), name=f"handle-{subscription.durable}")
                 try:

@@ -51,6 +51,8 @@ def parse_jwks(document: bytes) -> dict[str, VerifyKey]:
     Raises:
         JWKSRefused: private, weak, unknown, mixed-use or duplicate keys, or no key set at all.
     """
+    if len(document) > MAX_JWKS_BYTES:
+        raise JWKSRefused(f"larger than {MAX_JWKS_BYTES} bytes")
     try:
         entries = orjson.loads(document)["keys"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
@@ -100,7 +102,10 @@ def _parse_key(entry: Mapping[str, Any]) -> VerifyKey:
 
 def _algorithm(entry: Mapping[str, Any]) -> str:
     expected = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}.get(str(entry.get("kty")))
-    if expected is None or entry.get("alg", expected) not in (expected, "Ed25519" if expected == "EdDSA" else expected):
+    if expected is None or entry.get("alg", expected) not in (
+        expected,
+        "Ed25519" if expected == "EdDSA" else expected,
+    ):
         raise JWKSRefused(f"key {entry.get('kid')!r} has an algorithm that is not accepted")
     return expected
 
@@ -148,8 +153,6 @@ class JWKSCache:
         try:
             response = await self._http.get(self._url)
             response.raise_for_status()
-            if len(response.content) > MAX_JWKS_BYTES:
-                raise JWKSRefused(f"larger than {MAX_JWKS_BYTES} bytes")
             keys = parse_jwks(response.content)
         except (httpx.HTTPError, JWKSRefused) as error:
             log.warning("jwks.fetch_failed", url=self._url, error=str(error) or type(error).__name__)

@@ -16,9 +16,7 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 def configure(settings: Settings) -> None:
     """Route structlog and the standard library's loggers to standard output in one format."""
     level = _LEVELS[settings.log_level]
-    as_json = settings.log_format == "json" or (
-        settings.log_format == "auto" and not sys.stdout.isatty()
-    )
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stdout.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -7,7 +7,7 @@ handed over as they arrive, and missing heartbeats end the iteration for the cal
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import Self
 
 import orjson
 from nats.aio.msg import Msg
@@ -29,62 +29,61 @@ class ConsumerSilent(ConnectionError):
     """The consumer does not answer any more: the connection, the server or the consumer is gone."""
 
 
-@asynccontextmanager
-async def pulling(
-    broker: Broker, stream: str, consumer: str, *, batch: int
-) -> AsyncIterator[AsyncIterator[Msg]]:
-    """Open an iterator over the consumer's messages, at most `batch` of them delivered ahead.
+class Pull:
+    """Messages of one consumer, at most `batch` of them delivered ahead. Use as an async context manager.
 
-    The iterator raises ConsumerSilent when it must be opened anew. When the block ends, messages delivered but not
+    Iterating raises ConsumerSilent when the pull must be opened anew. On exit, messages that were delivered but not
     taken are handed back to the server.
     """
-    arrived: asyncio.Queue[Msg] = asyncio.Queue()  # bounded by `batch`: one request is open at a time
 
-    async def receive(message: Msg) -> None:
-        arrived.put_nowait(message)
+    def __init__(self, broker: Broker, stream: str, consumer: str, *, batch: int) -> None:
+        self._broker = broker
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._batch = batch
+        self._inbox = broker.client.new_inbox()
+        # Bounded by `batch`: one request is open at a time.
+        self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
 
-    inbox = broker.client.new_inbox()
-    subscription = await broker.client.subscribe(inbox, cb=receive)
-    subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-    request = orjson.dumps(
-        {
-            "batch": batch,
-            "expires": int(EXPIRES * _NANOSECONDS),
-            "idle_heartbeat": int(HEARTBEAT * _NANOSECONDS),
-        }
-    )
+    async def __aenter__(self) -> Self:
+        self._subscription = await self._broker.client.subscribe(self._inbox, cb=self._arrived.put)
+        return self
 
-    async def messages() -> AsyncIterator[Msg]:
+    async def __aexit__(self, *_: object) -> None:
+        if not self._broker.connected.is_set():
+            return
+        await self._subscription.unsubscribe()
+        while not self._arrived.empty():
+            message = self._arrived.get_nowait()
+            if message.reply.startswith("$JS.ACK."):
+                await message.nak()
+
+    async def __aiter__(self) -> AsyncIterator[Msg]:
+        request = orjson.dumps(
+            {
+                "batch": self._batch,
+                "expires": int(EXPIRES * _NANOSECONDS),
+                "idle_heartbeat": int(HEARTBEAT * _NANOSECONDS),
+            }
+        )
         while True:
-            await broker.client.publish(subject, request, reply=inbox)
-            left = batch
+            await self._broker.client.publish(self._subject, request, reply=self._inbox)
+            left = self._batch
             while left:
-                message = await _next(arrived)
-                status = message.headers.get("Status") if message.headers and not message.data else None
+                message = await self._next()
+                status = None if message.data or not message.headers else message.headers.get("Status")
                 if status is None:
                     left -= 1
                     yield message
                 elif status in _REQUEST_ENDED:
                     break
                 elif status != _HEARTBEAT_STATUS:
-                    raise ConsumerSilent(f"{consumer}: {status} {(message.headers or {}).get('Description', '')}")
+                    raise ConsumerSilent(f"{status} {(message.headers or {}).get('Description', '')}")
 
-    try:
-        yield messages()
-    finally:
-        if broker.connected.is_set():
-            await subscription.unsubscribe()
-            while not arrived.empty():
-                message = arrived.get_nowait()
-                if message.reply.startswith("$JS.ACK."):
-                    await message.nak()
-
-
-async def _next(arrived: asyncio.Queue[Msg]) -> Msg:
-    if not arrived.empty():
-        return arrived.get_nowait()
-    try:
-        async with asyncio.timeout(SILENCE):
-            return await arrived.get()
-    except TimeoutError:
-        raise ConsumerSilent("no heartbeat") from None
+    async def _next(self) -> Msg:
+        if not self._arrived.empty():
+            return self._arrived.get_nowait()
+        try:
+            async with asyncio.timeout(SILENCE):
+                return await self._arrived.get()
+        except TimeoutError:
+            raise ConsumerSilent("no heartbeat") from None

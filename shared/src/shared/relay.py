@@ -116,7 +116,10 @@ class Relay:
         for window in windows(rows):
             futures = [
                 await self._broker.js.publish_async(
-                    row.subject, row.payload, headers={Header.MSG_ID: row.event_id}, wait_stall=PUBLISH_TIMEOUT
+                    row.subject,
+                    row.payload,
+                    headers={Header.MSG_ID: row.event_id},
+                    wait_stall=PUBLISH_TIMEOUT,
                 )
                 for row in window
             ]

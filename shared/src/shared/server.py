@@ -2,13 +2,12 @@
 
 import argparse
 import asyncio
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from shared import logs
@@ -18,17 +17,33 @@ from shared.settings import Settings
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: longer than the gateway's pool keeps it."""
 BACKLOG = 2048
+MAX_FRAME_BYTES = 64 * 1024
+"""Longest WebSocket message; a longer one closes the socket with 1009."""
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, which tells the application first when a drain begins."""
+class _Config(uvicorn.Config):
+    """uvicorn's configuration with our logs, in the parent and in every worker it spawns."""
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin the drain: readiness fails and streams end, before listeners close (SECURITY, Processes)."""
-        drain = getattr(getattr(self.config.loaded_app, "state", None), "draining", None)
-        if isinstance(drain, asyncio.Event):
-            drain.set()
-        super().handle_exit(sig, frame)
+    def __init__(self, settings: Settings, app: str, **options: Any) -> None:
+        self._settings = settings
+        super().__init__(
+            app,
+            factory=True,
+            host=settings.bind_host,
+            port=settings.port,
+            workers=settings.workers,
+            backlog=BACKLOG,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=settings.shutdown_timeout,
+            access_log=False,
+            **options,
+        )
+
+    def configure_logging(self) -> None:
+        logs.configure(self._settings)
 
 
 def run(
@@ -39,31 +54,14 @@ def run(
     ws: type[asyncio.Protocol] | str = "websockets-sansio",
 ) -> None:
     """Serve the application that the factory `app` ("items.app:create") makes, until SIGTERM or SIGINT."""
-    config = uvicorn.Config(
-        app,
-        factory=True,
-        host=settings.bind_host,
-        port=settings.port,
-        workers=settings.workers,
-        http=http,  # type: ignore[arg-type]  # a class or an import string; the annotation knows names only
-        ws=ws,  # type: ignore[arg-type]
-        ws_max_size=64 * 1024,
-        backlog=BACKLOG,
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=settings.shutdown_timeout,
-        log_config=None,
-        access_log=False,
-    )
-    logs.configure(settings)
-    server = Server(config)
-    if settings.workers == 1:
-        server.run()
-        sys.exit(0 if server.started else 3)
-    listener = config.bind_socket()
-    Multiprocess(config, target=server.run, sockets=[listener]).run()
+    config = _Config(settings, app, http=http, ws=ws, ws_max_size=MAX_FRAME_BYTES)
+    if settings.workers > 1:
+        Multiprocess(config, sockets=[config.bind_socket()]).run()
+        return
+    server = uvicorn.Server(config)
+    server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 def main(
@@ -79,5 +77,4 @@ def main(
     for name, (summary, _) in commands.items():
         subparsers.add_parser(name, help=summary, description=summary)
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     commands[arguments.command][1](settings.load())

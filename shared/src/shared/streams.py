@@ -19,6 +19,7 @@ from shared.settings import Settings
 
 DUPLICATE_WINDOW = 3600
 DAY = 86_400
+DECLARE_TIMEOUT = 30.0
 _NAME_IN_USE = 10058
 
 EVENTS = "EVENTS"
@@ -101,16 +102,13 @@ class StreamSettings(Settings):
 
 
 async def _main(settings: StreamSettings) -> None:
-    broker = Broker(settings)
-    try:
-        await broker.connect(wait=True)
+    async with Broker(settings) as broker, asyncio.timeout(DECLARE_TIMEOUT):
+        await broker.connected.wait()
         await declare(broker.js, replicas=settings.stream_replicas)
-    finally:
-        await broker.close()
 
 
 if __name__ == "__main__":
     try:
         asyncio.run(_main(StreamSettings.load()))
     except (StreamConflict, nats.errors.Error, TimeoutError) as error:
-        sys.exit(f"streams: {error or type(error).__name__}")
+        sys.exit(f"streams: {str(error) or type(error).__name__}")

@@ -18,7 +18,9 @@ async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     They are expected to run for ever: one that ends with an error ends the process's readiness to be trusted, so
     the error is logged and the process asked to stop; whoever supervises it starts it anew.
     """
-    tasks = [asyncio.create_task(coroutine, name=coroutine.__qualname__) for coroutine in work]
+    tasks = [
+        asyncio.create_task(coroutine, name=getattr(coroutine, "__qualname__", None)) for coroutine in work
+    ]
     for task in tasks:
         task.add_done_callback(_stop_if_failed)
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import time
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import jwt
@@ -95,7 +95,7 @@ class TokenVerifier:
         self._generations: list[int] = []
         self._refreshing: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "TokenVerifier":
+    async def __aenter__(self) -> Self:
         self._refreshing = asyncio.create_task(self._keep_fresh(), name="jwks-refresh")
         return self
 

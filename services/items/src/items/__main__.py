@@ -1,8 +1,7 @@
 """`python -m items serve|migrate`."""
 
-from shared import migrations, server
-
 from items.settings import ItemsSettings
+from shared import migrations, server
 
 
 def _serve(settings: ItemsSettings) -> None:

@@ -4,6 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
+
+from items.errors import PROBLEMS
+from items.routes import router
+from items.settings import ItemsSettings
 from shared.app import create_app as create_shared_app
 from shared.broker import Broker
 from shared.database import Database
@@ -11,10 +15,6 @@ from shared.errors import DatabaseUnavailable
 from shared.relay import Relay
 from shared.tasks import running
 from shared.tokens import TokenVerifier, issuers
-
-from items.errors import PROBLEMS
-from items.routes import router
-from items.settings import ItemsSettings
 
 
 def create() -> FastAPI:

@@ -3,9 +3,8 @@
 from datetime import datetime
 from typing import ClassVar, Self
 
-from shared.events import Event
-
 from items.models import Item
+from shared.events import Event
 
 
 class _ItemEvent(Event):

@@ -3,14 +3,14 @@
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Path, Query, Response
-from shared.auth import CurrentUser, requires
-from shared.database import ReadSession, Session
-from shared.text import MAX_ID, Id
-from shared.tokens import Principal
 
 from items import service
 from items.schemas import ItemPatch, ItemRead, ItemWrite
 from items.service import ItemFields
+from shared.auth import CurrentUser, requires
+from shared.database import ReadSession, Session
+from shared.text import MAX_ID, Id
+from shared.tokens import Principal
 
 router = APIRouter(prefix="/v1/items", tags=["items"])
 

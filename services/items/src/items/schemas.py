@@ -15,6 +15,8 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
 )
+from pydantic.config import JsonDict
+
 from shared.text import Text
 
 PRICE_MAX = 1_000_000
@@ -37,7 +39,12 @@ Price = Annotated[
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": PRICE_MAX, "multipleOf": 0.01}),
 ]
 
-_EXAMPLE = {"name": "Brass compass", "description": "Points north, mostly.", "price": 19.99, "in_stock": True}
+_EXAMPLE: JsonDict = {
+    "name": "Brass compass",
+    "description": "Points north, mostly.",
+    "price": 19.99,
+    "in_stock": True,
+}
 
 
 class ItemWrite(BaseModel):
@@ -57,7 +64,7 @@ class ItemPatch(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"price": 17.5}]})
 
     name: Name | MISSING = MISSING
-    description: Description | None | MISSING = MISSING
+    description: Description | MISSING | None = MISSING
     price: Price | MISSING = MISSING
     in_stock: StrictBool | MISSING = MISSING
 

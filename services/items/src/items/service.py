@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import TypedDict
 
-from shared import outbox
-from shared.errors import InsufficientScope
-from shared.times import utc_now
-from shared.tokens import Principal
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from items.errors import ItemNotFound, NotOwner
 from items.events import ItemCreated, ItemDeleted, ItemUpdated
 from items.models import Item
+from shared import outbox
+from shared.errors import InsufficientScope
+from shared.times import utc_now
+from shared.tokens import Principal
 
 WRITE_SCOPE = "items:write"
 ADMIN_SCOPE = "items:admin"

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from pydantic import Field
+
 from shared.settings import DatabaseSettings, Port
 
 

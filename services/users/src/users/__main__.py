@@ -1,7 +1,6 @@
 """`python -m users serve|migrate`."""
 
 from shared import migrations, server
-
 from users.settings import UsersSettings
 
 

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 from fastapi import FastAPI
+
 from shared.app import create_app as create_shared_app
 from shared.broker import Broker
 from shared.database import Database
@@ -12,7 +13,6 @@ from shared.errors import DatabaseUnavailable
 from shared.relay import Relay
 from shared.tasks import running
 from shared.tokens import TokenVerifier, issuers
-
 from users import service
 from users.errors import PROBLEMS
 from users.keys import open_key_ring

@@ -3,7 +3,6 @@
 from typing import ClassVar, Self
 
 from shared.events import Event
-
 from users.models import User
 
 

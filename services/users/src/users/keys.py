@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_der_private_key,
 )
-from shared.database import Database
 from sqlalchemy import func, select
 
+from shared.database import Database
 from users.models import SigningKey
 
 _NONCE_BYTES = 12

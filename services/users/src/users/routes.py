@@ -3,9 +3,9 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
+
 from shared.auth import CurrentUser
 from shared.database import ReadSession, Session
-
 from users import service
 from users.errors import UnsupportedGrantType
 from users.keys import KeyRing
@@ -52,9 +52,7 @@ async def create_token(
     login = service.open_session(session, user)
     response.headers["Cache-Control"] = "no-store"
     return TokenRead(
-        access_token=issue_access_token(
-            settings, keys, user_id=user.id, session_id=login.id, scopes=scopes
-        ),
+        access_token=issue_access_token(settings, keys, user_id=user.id, session_id=login.id, scopes=scopes),
         expires_in=settings.access_token_ttl,
         scope=" ".join(scopes),
     )

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, StringConstraints
+
 from shared.text import Text
 
 PASSWORD_MIN, PASSWORD_MAX = 12, 128
@@ -59,6 +60,6 @@ class TokenRead(BaseModel):
     """RFC 6749 section 5.1."""
 
     access_token: str
-    token_type: Literal["bearer"] = "bearer"
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105  # a token type, not a token
     expires_in: int
     scope: str

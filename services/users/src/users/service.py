@@ -1,12 +1,12 @@
 """What the users service decides. Entry points own the transactions."""
 
-from shared import outbox
-from shared.database import Database
-from shared.ids import new_id
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from shared import outbox
+from shared.database import Database
+from shared.ids import new_id
 from users.errors import EmailTaken, InvalidCredentials, InvalidScope, UserNotFound
 from users.events import UserRegistered
 from users.models import LoginSession, User
@@ -34,7 +34,7 @@ async def register(
     Raises:
         EmailTaken: there is one with this address.
     """
-    user = await session.scalar(
+    user: User | None = await session.scalar(
         insert(User)
         .values(
             email=email,

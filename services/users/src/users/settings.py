@@ -5,6 +5,7 @@ import binascii
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, EmailStr, Field, SecretStr
+
 from shared.settings import DatabaseSettings, Port
 
 KEY_BYTES = 32
@@ -16,7 +17,9 @@ def _is_aes_key(value: SecretStr) -> SecretStr:
     except binascii.Error:
         key = b""
     if len(key) != KEY_BYTES:
-        raise ValueError(f"must be {KEY_BYTES} bytes in base64 (make one with: openssl rand -base64 {KEY_BYTES})")
+        raise ValueError(
+            f"must be {KEY_BYTES} bytes in base64 (make one with: openssl rand -base64 {KEY_BYTES})"
+        )
     return value
 
 

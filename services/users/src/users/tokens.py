@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from time import time
 
 import jwt
-from shared.ids import new_id
 
+from shared.ids import new_id
 from users.keys import KeyRing
 from users.settings import UsersSettings
 
@@ -29,6 +29,4 @@ def issue_access_token(
         "sid": session_id,
         "scope": " ".join(sorted(scopes)),
     }
-    return jwt.encode(
-        claims, keys.signing_key, algorithm="ES256", headers={"typ": "at+jwt", "kid": keys.kid}
-    )
+    return jwt.encode(claims, keys.signing_key, algorithm="ES256", headers={"typ": "at+jwt", "kid": keys.kid})
