@@ -1,16 +1,14 @@
 """What it takes to start a process: arguments, environment, folder, account, and what happens when its parent dies."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TypedDict
+from typing import IO, Self, TypedDict
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -47,10 +45,10 @@ class Command:
     cwd: Path
     account: Account | None = None
     """Whom to run as; None means the caller. Only root may name another account."""
-    orphan_signal: signal.Signals = field(default=signal.SIGTERM)
+    orphan_signal: signal.Signals = signal.SIGTERM
     """What the kernel sends when the starting thread dies (Linux only, prctl(2) PR_SET_PDEATHSIG)."""
 
-    def marked(self, **variables: str) -> Command:
+    def marked(self, **variables: str) -> Self:
         """The same command with `variables` added to its environment."""
         return replace(self, env={**self.env, **variables})
 

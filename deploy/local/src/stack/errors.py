@@ -1,7 +1,15 @@
 """The failures a person can do something about."""
 
-from __future__ import annotations
+from typing import ClassVar
 
 
 class StackError(Exception):
-    """An expected failure. Its text is one sentence that says what is wrong and what to do; no traceback is shown."""
+    """An expected failure of the setup. Its text is a sentence that says what is wrong and what to do, with no traceback."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class StartFailed(StackError):
+    """A process could not be brought up; the text names it and ends with its last lines."""
+
+    exit_code: ClassVar[int] = 1

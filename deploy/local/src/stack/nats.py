@@ -8,8 +8,6 @@ is synchronous and short:
     nats.wait_ready(server, alive=lambda: process.poll() is None)
 """
 
-from __future__ import annotations
-
 import json
 import os
 import secrets
@@ -36,6 +34,9 @@ MAX_PAYLOAD = 1024 * 1024
 MAX_CONNECTIONS = 1000
 MAX_MEMORY_STORE = 64 * 1024**2
 MAX_FILE_STORE = 4 * 1024**3
+
+STREAMS = ("EVENTS", "COMMANDS", "DEAD")
+"""A service may create one that is missing (a lost stream heals), never change or delete one."""
 
 OPERATOR = "operator"
 """Declares the streams (`python -m shared.streams`), inspects and redrives dead letters; no service runs as this user."""
@@ -74,9 +75,7 @@ def service(name: str, *more: str) -> Grant:
             f"poke.{name}",
             f"dead.{name}.>",
             "$JS.API.INFO",
-            "$JS.API.STREAM.INFO.EVENTS",
-            "$JS.API.STREAM.INFO.COMMANDS",
-            "$JS.API.STREAM.INFO.DEAD",
+            *(f"$JS.API.STREAM.{verb}.{stream}" for stream in STREAMS for verb in ("INFO", "CREATE")),
             *more,
         ),
         subscribe=(f"_INBOX_{name}.>", f"poke.{name}"),

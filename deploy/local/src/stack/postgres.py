@@ -9,8 +9,6 @@ Everything here is synchronous and short; the supervisor calls what may block in
     dsn = postgres.create_service_database(cluster.dsn(port), "items", "secret")
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -108,7 +106,7 @@ def prepare(data_dir: Path, password: str, *, durable: bool = True) -> Cluster:
         raise StackError(
             f"{home} was made by PostgreSQL {found} and this is {wanted}: dump and restore it, or choose another DATA_DIR."
         )
-    _remove_stale_pid_file(data)
+    clear_stale_pid_file(data)
     return Cluster(data, binaries, account, password)
 
 
@@ -286,17 +284,19 @@ def _initdb(draft: Path, binaries: Path, account: Account | None, password: str,
         )
 
 
-def _remove_stale_pid_file(data: Path) -> None:
-    """Remove `postmaster.pid` when its process is gone or is something else: PostgreSQL itself only asks whether the number is in use."""
+def clear_stale_pid_file(data: Path) -> None:
+    """Remove `postmaster.pid` when its number now belongs to a zombie or to something else than this server.
+
+    PostgreSQL only asks whether the number is in use, and would refuse to start. A number that is free is left to it: it knows
+    how to wait for the last of its own orphans.
+    """
     pid_file = data / "postmaster.pid"
     try:
         pid = int(pid_file.read_text().split("\n", 1)[0])
     except (FileNotFoundError, ValueError):
-        pid_file.unlink(missing_ok=True)
         return
-    if serves(pid, data):
-        return
-    pid_file.unlink(missing_ok=True)
+    if psutil.pid_exists(pid) and not serves(pid, data):
+        pid_file.unlink()
 
 
 def serves(pid: int, data: Path) -> bool:

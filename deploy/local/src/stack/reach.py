@@ -4,8 +4,6 @@ PostgreSQL refuses to run as root, so root runs it as an unprivileged account. A
 0700) is closed to that account; what PostgreSQL needs then lives under SYSTEM_DIR instead.
 """
 
-from __future__ import annotations
-
 import os
 import pwd
 import stat
