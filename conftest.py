@@ -1,0 +1,168 @@
+"""Servers for the tests: one PostgreSQL for the whole run, a database and (where asked for) a NATS server per test."""
+
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from pydantic import SecretStr
+from sqlalchemy import make_url
+
+from shared.ids import new_id
+from shared.migrations import upgrade
+from shared.settings import DatabaseSettings
+from shared.testing import TokenIssuer, free_port
+from stack import command, nats, postgres
+
+_POSTGRES = pytest.StashKey[str]()
+_RUNNING = pytest.StashKey[ExitStack]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start PostgreSQL in the process that steers the run; xdist's workers are told where it is."""
+    workerinput = getattr(config, "workerinput", None)
+    if workerinput is not None:
+        config.stash[_POSTGRES] = workerinput["postgres"]
+    elif not config.option.collectonly and "not integration" not in config.option.markexpr:
+        running = config.stash[_RUNNING] = ExitStack()
+        config.stash[_POSTGRES] = running.enter_context(_postgres())
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Hand the address on to an xdist worker."""
+    node.workerinput["postgres"] = node.config.stash.get(_POSTGRES, "")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what the run started."""
+    if (running := config.stash.get(_RUNNING, None)) is not None:
+        running.close()
+
+
+@contextmanager
+def _postgres() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="tollhouse-tests-") as folder:
+        Path(folder).chmod(0o755)  # PostgreSQL runs as another account when the tests run as root
+        cluster = postgres.prepare(Path(folder), "tests", durable=False)
+        port = free_port()
+        process = command.spawn(
+            postgres.command(cluster, port, {**postgres.VOLATILE, "max_connections": "500"}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            postgres.wait_ready(cluster.dsn(port), alive=lambda: process.poll() is None)
+            yield cluster.dsn(port)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            postgres.discard(Path(folder))
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn(request: pytest.FixtureRequest) -> str:
+    """The superuser's connection URL."""
+    return request.config.stash[_POSTGRES]
+
+
+DatabaseFactory = Callable[[type[DatabaseSettings]], str]
+
+
+@pytest.fixture(scope="session")
+def _templates(postgres_dsn: str, worker_id: str) -> Callable[[type[DatabaseSettings]], str]:
+    """Migrate each service's database once in each worker; tests get copies."""
+    made: dict[str, str] = {}
+
+    def template(settings: type[DatabaseSettings]) -> str:
+        name = f"template_{settings.service}_{worker_id}"
+        if name not in made:
+            dsn = postgres.create_service_database(postgres_dsn, name, "tests")
+            upgrade(settings.model_construct(database_url=SecretStr(dsn), migrations_dir=None))
+            made[name] = dsn
+        return name
+
+    return template
+
+
+@pytest.fixture
+def make_database(
+    postgres_dsn: str, _templates: Callable[[type[DatabaseSettings]], str]
+) -> Iterator[DatabaseFactory]:
+    """Make a migrated database for one test: `make_database(ItemsSettings)` returns its URL."""
+    made: list[str] = []
+
+    def make(settings: type[DatabaseSettings]) -> str:
+        role, name = _templates(settings), f"test_{new_id().replace('-', '')}"
+        with psycopg.connect(postgres_dsn, autocommit=True) as admin:
+            admin.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {} STRATEGY file_copy").format(
+                    sql.Identifier(name), sql.Identifier(role), sql.Identifier(role)
+                )
+            )
+        made.append(name)
+        return make_url(postgres_dsn).set(username=role, database=name).render_as_string(hide_password=False)
+
+    yield make
+    with psycopg.connect(postgres_dsn, autocommit=True) as admin:
+        for name in made:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+class NATSServer:
+    """A NATS server that a test may stop, kill and start again; its data stays."""
+
+    def __init__(self, folder: Path) -> None:
+        self.passwords = nats.passwords_for(nats.GRANTS)
+        self._server = nats.write_config(folder, free_port(), self.passwords, durable=False)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return f"nats://127.0.0.1:{self._server.port}"
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections."""
+        process = self._process = command.spawn(
+            nats.command(self._server), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        nats.wait_ready(self._server, alive=lambda: process.poll() is None)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop it, or kill it."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait()
+            self._process = None
+
+    def settings(self, user: str) -> dict[str, Any]:
+        """What a service's settings need to connect as `user`."""
+        return {"nats_url": self.url, "nats_user": user, "nats_password": SecretStr(self.passwords[user])}
+
+    def environment(self, user: str) -> dict[str, str]:
+        """The same as environment variables."""
+        return {"NATS_URL": self.url, "NATS_USER": user, "NATS_PASSWORD": self.passwords[user]}
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NATSServer]:
+    """A NATS server with JetStream, the users and the permissions of the embedded stack."""
+    folder = tmp_path / "nats-server"
+    folder.mkdir()
+    server = NATSServer(folder)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def token_issuer() -> AsyncIterator[TokenIssuer]:
+    """An issuer whose keys are served on a real socket."""
+    async with TokenIssuer().serving() as issuer:
+        yield issuer
