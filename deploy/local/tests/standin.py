@@ -19,11 +19,12 @@ folder = Path(os.environ["DATA_DIR"]) / "standin"
 
 
 def say(event: str, level: str = "info") -> None:
-    print(json.dumps({"level": level, "service": name, "event": event}), flush=True)
+    sys.stdout.write(json.dumps({"level": level, "service": name, "event": event}) + "\n")
+    sys.stdout.flush()
 
 
 class Health(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:  # noqa: N802 - the library's name
+    def do_GET(self) -> None:
         self.send_response(200 if self.path == "/health/ready" else 404)
         self.end_headers()
 
@@ -50,10 +51,10 @@ def serve() -> None:
 
 
 if mood == "refuse":
-    print(f"{name}: {name.upper()}_COLOUR is not set.", file=sys.stderr)
+    sys.stderr.write(f"{name}: {name.upper()}_COLOUR is not set.\n")
     raise SystemExit(2)
 if mood == "crash" and verb == "serve":
-    print(f"{name} cannot go on", file=sys.stderr)
+    sys.stderr.write(f"{name} cannot go on\n")
     raise SystemExit(7)
 if verb == "serve":
     serve()

@@ -1,0 +1,66 @@
+# Everything a person does with this repository. `make` alone lists it.
+# The first call makes .venv; PYTHON=/path/to/python3 chooses the interpreter.
+
+BIN := .venv/bin
+PACKAGES := gateway items notifications shared stack users
+SOURCES := gateway shared services deploy/local tests-e2e conftest.py
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
+
+export MYPYPATH := $(subst $(SPACE),:,$(wildcard gateway/src shared/src services/*/src deploy/local/src))
+
+.DEFAULT_GOAL := help
+.PHONY: help run dev test test-unit test-integration test-e2e test-soak lint format lock clean
+
+help: ## List the targets
+	@echo "Tollhouse: FastAPI services behind one gateway."
+	@echo
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "Options of the running system: $(BIN)/python -m stack --help, or .env.example"
+
+run: .venv/.synced ## Run the whole system until Ctrl-C
+	@$(BIN)/python -m stack run
+
+dev: .venv/.synced ## The same, restarting a service when its sources change
+	@$(BIN)/python -m stack dev
+
+test: .venv/.synced ## Run all tests, with the coverage floor of each package
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n auto -m "not soak"
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/python deploy/local/coverage_floor.py $(PACKAGES)
+
+test-unit: .venv/.synced ## Run the tests that need no server
+	@$(BIN)/pytest -n auto -m "not integration and not e2e and not soak"
+
+test-integration: .venv/.synced ## Run the tests that need PostgreSQL or NATS
+	@$(BIN)/pytest -n auto -m "integration and not soak"
+
+test-e2e: .venv/.synced ## Run the journeys through the gateway
+	@$(BIN)/pytest -m "e2e and not soak"
+
+test-soak: .venv/.synced ## Run the long drills
+	@$(BIN)/pytest -m soak
+
+lint: .venv/.synced ## Check style, formatting, types and import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy $(wildcard $(SOURCES))
+	@$(BIN)/lint-imports --no-logo
+
+format: .venv/.synced ## Repair style and formatting
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: .venv/.synced ## Bring uv.lock up to the pyproject files
+	@$(BIN)/uv lock
+
+clean: ## Delete the data of this clone, its caches and .venv
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m stack clean; fi
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	@rm -rf .venv .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache htmlcov
+
+# Whoever pulls a change of dependencies gets them by the next command.
+.venv/.synced: uv.lock pyproject.toml $(wildcard */pyproject.toml services/*/pyproject.toml deploy/local/pyproject.toml)
+	@PYTHON="$(PYTHON)" sh deploy/local/bootstrap.sh
