@@ -1,3 +1,4 @@
+# noqa: INP001
 """Fail unless each package named in the arguments has its share of lines covered by the combined run."""
 
 import sys

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import FrameType
 
 name, verb = sys.argv[1:]
 mood = os.environ.get(f"STANDIN_{name.upper()}", "")
@@ -32,13 +33,18 @@ class Health(BaseHTTPRequestHandler):
         pass
 
 
+def drain(_number: int, _frame: FrameType | None) -> None:
+    say(f"{name} drained")
+    os._exit(0)
+
+
 def serve() -> None:
     socketserver.TCPServer.allow_reuse_address = True
     server = HTTPServer(("127.0.0.1", int(os.environ[f"{name.upper()}_PORT"])), Health)
     if mood == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: (say(f"{name} drained"), os._exit(0)))
+        signal.signal(signal.SIGTERM, drain)
     worker = None
     if mood == "fork":
         # A worker that outlives its parent and holds the port, as a server's workers do.

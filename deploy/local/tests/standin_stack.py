@@ -12,8 +12,12 @@ STANDIN = str(Path(__file__).with_name("standin.py"))
 
 def standins() -> System:
     """Tollhouse with every program replaced."""
-    services = tuple(replace(spec, program=(sys.executable, "-S", STANDIN, spec.name)) for spec in TOLLHOUSE.services)
-    return replace(TOLLHOUSE, services=services, declare_streams=(sys.executable, "-S", STANDIN, "streams", "declare"))
+    services = tuple(
+        replace(spec, program=(sys.executable, "-S", STANDIN, spec.name)) for spec in TOLLHOUSE.services
+    )
+    return replace(
+        TOLLHOUSE, services=services, declare_streams=(sys.executable, "-S", STANDIN, "streams", "declare")
+    )
 
 
 if __name__ == "__main__":

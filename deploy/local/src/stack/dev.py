@@ -13,6 +13,9 @@ from stack.supervisor import Supervisor
 QUIET = 200
 """Milliseconds without a further change before services are restarted: editors save in several steps."""
 
+TICK = 500
+"""Milliseconds until the watcher reports that nothing has changed; its first report says that it watches."""
+
 
 def reload(folder: Path) -> Callable[[Supervisor], Coroutine[Any, Any, None]]:
     """The work beside the supervisor: watch the sources under `folder` and restart what they concern."""
@@ -21,9 +24,16 @@ def reload(folder: Path) -> Callable[[Supervisor], Coroutine[Any, Any, None]]:
         sources = {
             name: [folder / source for source in paths] for name, paths in _sources(supervisor.system).items()
         }
-        existing = [path for paths in sources.values() for path in paths if path.exists()]
-        supervisor.output.say(f"watching {len(existing)} folders of sources.")
-        async for changes in awatch(*existing, watch_filter=PythonFilter(), step=QUIET, recursive=True):
+        existing = {path for paths in sources.values() for path in paths if path.exists()}
+        watching = False
+        async for changes in awatch(
+            *existing, watch_filter=PythonFilter(), step=QUIET, rust_timeout=TICK, yield_on_timeout=True
+        ):
+            if not watching:
+                watching = True
+                supervisor.output.say(f"watching {len(existing)} folders of sources.")
+            if not changes:
+                continue
             changed = [Path(path) for _, path in changes]
             concerned = [
                 spec for spec in supervisor.system.services if _concerns(changed, sources[spec.name])

@@ -50,21 +50,26 @@ class Grant:
     subscribe: tuple[str, ...]
 
 
-def reads(stream: str, consumer: str, *filters: str) -> tuple[str, ...]:
-    """The publish rights that a durable pull consumer named `consumer` takes.
+def consumes(stream: str, durable: str, subject: str) -> tuple[str, ...]:
+    """The publish rights that one durable pull consumer on one subject takes.
 
-    With `filters`, the consumer can be created for these subjects only: the server compares the request's last tokens with the
-    filter in its body. The wildcard `*` as `consumer` is for readers that come and go by generated names. NATS matches whole tokens,
-    so `items-*` would match nothing.
+    The server compares the last tokens of the request that creates it with the filter in its body, so the consumer can
+    never be bent to another subject. NATS matches whole tokens: `items-*` would match nothing.
     """
-    create = f"$JS.API.CONSUMER.CREATE.{stream}.{consumer}"
     return (
-        *([f"{create}.{subject}" for subject in filters] or [create, f"{create}.>"]),
-        f"$JS.API.CONSUMER.INFO.{stream}.{consumer}",
-        f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}",
-        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}",
-        f"$JS.ACK.{stream}.{consumer}.>",
+        f"$JS.API.CONSUMER.CREATE.{stream}.{durable}.{subject}",
+        f"$JS.API.CONSUMER.INFO.{stream}.{durable}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}",
+        f"$JS.ACK.{stream}.{durable}.>",
     )
+
+
+def follows(stream: str) -> tuple[str, ...]:
+    """The publish rights that readers with generated names take, which read all of a stream and acknowledge nothing.
+
+    They could take part in any consumer of the stream, so only a service that may read all of it gets them.
+    """
+    return (f"$JS.API.CONSUMER.CREATE.{stream}.*", f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*")
 
 
 def service(name: str, *more: str) -> Grant:
@@ -82,13 +87,13 @@ def service(name: str, *more: str) -> Grant:
     )
 
 
-# A reader by wildcard can take part in any consumer of its stream: such rights are given to nobody who may not read all of it,
-# except that gateway and items may only create consumers on what users publishes.
 GRANTS: Mapping[str, Grant] = {
     "users": service("users", "commands.notifications.>"),
-    "items": service("items", *reads("EVENTS", "*", "events.users.>")),
-    "notifications": service("notifications", *reads("EVENTS", "*"), *reads("COMMANDS", "notifications")),
-    "gateway": service("gateway", *reads("EVENTS", "*", "events.users.>")),
+    "items": service("items"),
+    "notifications": service(
+        "notifications", *consumes("EVENTS", "notifications", "events.>"), *follows("EVENTS")
+    ),
+    "gateway": service("gateway"),
     OPERATOR: Grant(
         publish=("$JS.>", "events.>", "commands.>", "dead.>"),
         subscribe=("_INBOX_operator.>", "events.>", "dead.>"),
