@@ -22,6 +22,8 @@ log = get_logger(__name__)
 MIN_RSA_BITS = 2048
 MAX_KEYS = 32
 MAX_JWKS_BYTES = 256 * 1024
+FETCH_TIMEOUT = 5.0
+"""Seconds that a fetch may take from beginning to end."""
 FETCH_INTERVAL = 30.0
 """Least seconds between two fetches that unknown key ids cause (SECURITY T4)."""
 FIRST_FETCH_INTERVAL = 1.0
@@ -151,14 +153,24 @@ class JWKSCache:
     async def _fetch(self) -> bool:
         self._last_attempt = monotonic()
         try:
-            response = await self._http.get(self._url)
-            response.raise_for_status()
-            keys = parse_jwks(response.content)
-        except (httpx.HTTPError, JWKSRefused) as error:
+            async with asyncio.timeout(FETCH_TIMEOUT):
+                keys = parse_jwks(await self._download())
+        except (httpx.HTTPError, JWKSRefused, TimeoutError) as error:
             log.warning("jwks.fetch_failed", url=self._url, error=str(error) or type(error).__name__)
             return False
-        if keys.keys() != self._keys.keys():
+        if keys != self._keys:
             self.generation += 1
             log.info("jwks.changed", url=self._url, kids=sorted(keys))
         self._keys = keys
         return True
+
+    async def _download(self) -> bytes:
+        """Return the document, reading no further than what parse_jwks would take."""
+        document = bytearray()
+        async with self._http.stream("GET", self._url) as response:
+            response.raise_for_status()
+            async for chunk in response.aiter_bytes():
+                document += chunk
+                if len(document) > MAX_JWKS_BYTES:
+                    break
+        return bytes(document)

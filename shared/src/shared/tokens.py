@@ -15,7 +15,7 @@ from jwt.exceptions import PyJWTError
 from jwt.utils import base64url_decode
 
 from shared.errors import InvalidToken, KeysUnavailable
-from shared.jwks import JWKSCache
+from shared.jwks import FETCH_TIMEOUT, JWKSCache
 from shared.settings import Settings
 
 MAX_TOKEN_BYTES = 4096
@@ -25,7 +25,6 @@ MAX_CACHED_TOKENS = 20_000
 REFRESH_INTERVAL = 300.0
 """Seconds between two background fetches of the keys."""
 FIRST_KEYS_RETRY = 1.0
-FETCH_TIMEOUT = 5.0
 MAX_ID = 2**63 - 1
 
 _ALGORITHMS = frozenset({"ES256", "EdDSA", "RS256"})
@@ -184,10 +183,11 @@ class TokenVerifier:
 
     def _keep(self, principal: Principal) -> None:
         self._keys_changed()
-        if len(self._verified) >= MAX_CACHED_TOKENS:
+        if principal.expires_at <= time():
+            return
+        if principal.token not in self._verified and len(self._verified) >= MAX_CACHED_TOKENS:
             del self._verified[next(iter(self._verified))]
-        if principal.expires_at > time():
-            self._verified[principal.token] = principal
+        self._verified[principal.token] = principal
 
 
 def _peek(token: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -200,7 +200,7 @@ def _peek(token: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     header, claims = _json_object(head), _json_object(payload)
     if _FORBIDDEN_HEADERS & header.keys():
         raise InvalidToken("The token's header has members that are not accepted.")
-    if header.get("alg") not in _ALGORITHMS:
+    if _text(header.get("alg")) not in _ALGORITHMS:
         raise InvalidToken("The token's algorithm is not accepted.")
     return header, claims
 
@@ -221,12 +221,17 @@ def _text(value: object) -> str:
 
 def _principal(issuer: Issuer, claims: Mapping[str, Any], token: str) -> Principal:
     user_id = _user_id(claims.get(issuer.user_claim))
+    session_id = _text(claims.get(issuer.session_claim))
+    if not session_id and issuer.session_claim in issuer.required:
+        raise InvalidToken("The token does not name a session.")
+    if isinstance(claims["exp"], str):  # PyJWT reads digits in a string, RFC 7519 section 2 wants a number
+        raise InvalidToken("The token is not valid here.")
     scopes = claims.get(issuer.scope_claim, "")
     names = scopes.split() if isinstance(scopes, str) else scopes if isinstance(scopes, list) else ()
     return Principal(
         id=user_id,
         scopes=frozenset(name for name in names if isinstance(name, str)),
-        session_id=_text(claims.get(issuer.session_claim)),
+        session_id=session_id,
         issuer=issuer.issuer,
         expires_at=int(claims["exp"]),
         token=token,
