@@ -12,7 +12,8 @@ import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from time import perf_counter
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 from weakref import WeakKeyDictionary
 
@@ -121,7 +122,7 @@ class EdgeProtocol(HttpToolsProtocol):
     """One client connection."""
 
     limits: EdgeLimits = EdgeLimits()
-    response_headers: ClassVar[Sequence[tuple[bytes, bytes]]] = ()
+    response_headers: Sequence[tuple[bytes, bytes]] = ()
     """Fields of every response made here, beside Date."""
 
     head: RequestHead
@@ -139,32 +140,32 @@ class EdgeProtocol(HttpToolsProtocol):
             self.ws_protocol_class = EdgeWebSocketProtocol
         self.deadline = NEVER
         self.started = 0.0
-        """When the first byte of the current request came, on the loop's clock."""
+        """When the first byte of the current request came (perf_counter)."""
         self._reading = _HEAD
         self._held = b""
         self._cycle_begun = False
         self._body_left = 0
         self._chunked: ChunkedBody | None = None
         self._discarded = 0
-        self._draining = False
+        self.draining = False
 
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
-        self._sweep = _sweeps.setdefault(self.server_state, Sweep(self.loop))
-        self._sweep.add(self)
+        self.sweep = _sweeps.setdefault(self.server_state, Sweep(self.loop))
+        self.sweep.add(self)
         self.deadline = self.loop.time() + self.limits.head
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reading = _DISCARD
         self._held = b""
-        self._sweep.discard(self)
+        self.sweep.discard(self)
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
         """Drain: answer what is under way, then close. Called by the server."""
-        self._draining = True
+        self.draining = True
         if self._reading == _HEAD and not self._held:
             self.deadline = min(self.deadline, self.loop.time() + DRAIN_IDLE_SECONDS)
         elif self._serving:
@@ -215,8 +216,8 @@ class EdgeProtocol(HttpToolsProtocol):
         if searched:
             data = self._held + data
         else:
-            self.started = self.loop.time()
-            self.deadline = self.started + self.limits.head
+            self.started = perf_counter()
+            self.deadline = self.loop.time() + self.limits.head
         try:
             end = find_head_end(data, searched)
             if not end:
@@ -297,7 +298,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.begin(head)  # RFC 9110 section 7.8: an upgrade may be ignored
             return data[end:]
         self.connections.discard(self)
-        self._sweep.discard(self)
+        self.sweep.discard(self)
         protocol = self.ws_protocol_class(  # type: ignore[call-arg]  # typed as a bare asyncio.Protocol
             config=self.config, server_state=self.server_state, app_state=self.app_state
         )
@@ -329,7 +330,7 @@ class EdgeProtocol(HttpToolsProtocol):
             (b"content-type", PROBLEM_JSON.encode()),
             (b"content-length", b"%d" % len(body)),
             (b"x-request-id", request_id.encode()),
-            (b"x-process-time-ms", b"%.1f" % ((self.loop.time() - self.started) * 1000)),
+            (b"x-process-time-ms", b"%.1f" % ((perf_counter() - self.started) * 1000)),
             (b"connection", b"close"),
         ]
         lines = [name + b": " + value + b"\r\n" for name, value in fields]
@@ -345,7 +346,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         self._reading = _HEAD
         self.flow.resume_reading()
-        wait = DRAIN_IDLE_SECONDS if self._draining else self.timeout_keep_alive
+        wait = DRAIN_IDLE_SECONDS if self.draining else self.timeout_keep_alive
         self.deadline = self.loop.time() + wait
         if self._held:
             held, self._held = self._held, b""
@@ -402,7 +403,7 @@ class EdgeProtocol(HttpToolsProtocol):
             default_headers=[*self.server_state.default_headers, *self.response_headers],
             message_event=asyncio.Event(),
             expect_100_continue=head.expects_continue,
-            keep_alive=head.keep_alive and not self._draining,
+            keep_alive=head.keep_alive and not self.draining,
             on_response=self.on_response_complete,
         )
         cycle.more_body = self._reading == _BODY

@@ -56,6 +56,7 @@ class RequestHead:
 
     __slots__ = (
         "chunked",
+        "connection",
         "content_length",
         "expects_continue",
         "headers",
@@ -76,6 +77,8 @@ class RequestHead:
     chunked: bool
     keep_alive: bool
     expects_continue: bool
+    connection: list[bytes] | None
+    """Tokens of the Connection field: the names of fields that must not be passed on."""
     upgrade: bytes | None
     """The protocol asked for (lower case), where Connection says so too."""
 
@@ -133,9 +136,9 @@ def parse_request_head(data: bytes, end: int) -> RequestHead:
     head.chunked = _chunked(framing, minor)
     head.http_1_0 = minor == b"0"
     head.keep_alive = minor == b"1"
-    head.upgrade = None
+    head.connection = head.upgrade = None
     if b"connection" in framing:
-        tokens = _tokens(framing[b"connection"])
+        head.connection = tokens = _tokens(framing[b"connection"])
         if b"close" in tokens:
             head.keep_alive = False
         if b"upgrade" in tokens and b"upgrade" in framing:

@@ -1,0 +1,187 @@
+"""The gateway's application: what the gateway itself owns, on FastAPI, and the life of the data path beside it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import fastapi_offline
+import httpx
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+
+from gateway import openapi
+from gateway.cors import Cors
+from gateway.directory import TIMEOUT, Directory
+from gateway.errors import GATEWAY_PROBLEMS
+from gateway.headers import HSTS, SECURITY_HEADERS
+from gateway.proxy import Proxy
+from gateway.routes import Routes, RouteTable, load
+from gateway.settings import GatewaySettings
+from gateway.upstream import Upstream
+from shared.app import create_app as create_base_app
+from shared.edge import EDGE_PROBLEMS
+from shared.errors import COMMON_PROBLEMS, NotReady, catalogue
+from shared.tasks import running
+from shared.tokens import TokenVerifier, issuers
+
+PROBLEMS = (*COMMON_PROBLEMS, *EDGE_PROBLEMS, *GATEWAY_PROBLEMS)
+ASSETS = Path(fastapi_offline.__file__).with_name("static")
+
+router = APIRouter()
+
+
+class Welcome(BaseModel):
+    """Where to go from here."""
+
+    status: Literal["ok"] = "ok"
+    name: str = "Tollhouse"
+    framework: str = "FastAPI"
+    version: str
+    docs: str = "/docs"
+    redoc: str = "/redoc"
+    openapi: str = "/openapi.json"
+    errors: str = "/errors"
+    health: str = "/health"
+
+
+class GatewayReadiness(BaseModel):
+    """The gateway serves; `degraded`: some service is away just now."""
+
+    status: Literal["ready", "degraded"]
+    upstreams: dict[str, Literal["up", "down"]]
+
+
+def create() -> FastAPI:
+    """Make the application from the environment; uvicorn's entry point."""
+    return create_app(GatewaySettings.load())
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    """Make the application. Its lifespan puts the data path into `app.state.proxy`, where GatewayProtocol finds it.
+
+    Raises:
+        RouteTableError: the route table cannot be used.
+    """
+    table = load(settings.routes, urls=settings.upstream_urls)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Closed in reverse order: first nobody asks the services any more, then the pools go.
+        async with AsyncExitStack() as stack:
+            verifier = await stack.enter_async_context(TokenVerifier(issuers(settings)))
+            http = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT, trust_env=False))
+            app.state.verifier = verifier
+            app.state.proxy = proxy = _proxy(settings, table, verifier)
+            stack.push_async_callback(proxy.aclose)
+            app.state.directory = directory = Directory(
+                {name: upstream.url for name, upstream in table.upstreams.items()}, http
+            )
+            await stack.enter_async_context(running(directory.watch()))
+            yield
+
+    app = create_base_app(
+        settings,
+        title="Tollhouse",
+        summary="Everything behind one URL.",
+        routers=[router],
+        lifespan=lifespan,
+        problems=(*EDGE_PROBLEMS, *GATEWAY_PROBLEMS),
+    )
+    app.mount("/docs/assets", StaticFiles(directory=ASSETS), name="docs-assets")
+    _merge_openapi(app, [route.prefix for route in table.routes])
+    return app
+
+
+def _proxy(settings: GatewaySettings, table: RouteTable, verifier: TokenVerifier) -> Proxy:
+    loop = asyncio.get_running_loop()
+    return Proxy(
+        Routes(table),
+        {name: Upstream(name, upstream, loop) for name, upstream in table.upstreams.items()},
+        verifier,
+        cors=Cors(settings.cors_origins, credentials=settings.cors_credentials),
+        headers=[*SECURITY_HEADERS, HSTS] if settings.hsts else SECURITY_HEADERS,
+    )
+
+
+def _merge_openapi(app: FastAPI, prefixes: list[str]) -> None:
+    """Let `/openapi.json` answer for all services; the document is made anew when one of theirs has changed."""
+    own = app.openapi()
+    made: dict[int, dict[str, Any]] = {}
+
+    def merged() -> dict[str, Any]:
+        directory: Directory = app.state.directory
+        if directory.version not in made:
+            made.clear()
+            documents = {service.name: service.openapi for service in directory.services}
+            made[directory.version] = openapi.merge(own, documents, prefixes=prefixes)
+        return made[directory.version]
+
+    app.openapi = merged  # type: ignore[method-assign]  # FastAPI's documented way to extend its document
+
+
+@router.get("/", tags=["gateway"], summary="Say what this is")
+async def welcome(request: Request) -> Welcome:
+    """Name the system and where its documents are."""
+    return Welcome(version=request.app.version)
+
+
+@router.get("/health/ready", include_in_schema=False)
+async def ready(request: Request) -> GatewayReadiness:
+    """One dead service must not take the gateways out: that is `degraded`, not 503."""
+    state = request.app.state
+    directory: Directory = state.directory
+    if state.draining.is_set():
+        raise NotReady("The process is shutting down.")
+    if not state.verifier.ready:
+        raise NotReady("The signing keys are not known yet.")
+    if not directory.complete:
+        missing = ", ".join(service.name for service in directory.services if not service.seen)
+        raise NotReady(f"Not seen yet: {missing}.")
+    return GatewayReadiness(
+        status="ready" if all(service.alive for service in directory.services) else "degraded",
+        upstreams={service.name: "up" if service.alive else "down" for service in directory.services},
+    )
+
+
+@router.get("/errors", tags=["gateway"], summary="List every problem code")
+async def errors(request: Request) -> list[dict[str, Any]]:
+    """The catalogue of the gateway and of all services (RFC 9457 `type` points here)."""
+    directory: Directory = request.app.state.directory
+    services = [service.problems for service in directory.services]
+    return [dict(entry) for entry in openapi.merge_catalogues(catalogue(PROBLEMS), services)]
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """Swagger UI, from our own assets."""
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Tollhouse",
+        oauth2_redirect_url="/docs/oauth2-redirect",
+        swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="/docs/assets/swagger-ui.css",
+        swagger_favicon_url="/docs/assets/favicon.png",
+    )
+
+
+@router.get("/docs/oauth2-redirect", include_in_schema=False)
+async def oauth2_redirect() -> HTMLResponse:
+    """Swagger UI's page for the end of an authorization."""
+    return get_swagger_ui_oauth2_redirect_html()
+
+
+@router.get("/redoc", include_in_schema=False)
+async def redoc() -> HTMLResponse:
+    """ReDoc, from our own assets."""
+    return get_redoc_html(
+        openapi_url="/openapi.json",
+        title="Tollhouse",
+        redoc_js_url="/docs/assets/redoc.standalone.js",
+        redoc_favicon_url="/docs/assets/favicon.png",
+        with_google_fonts=False,
+    )

@@ -1,0 +1,252 @@
+"""The route table: which path goes to which service, who may call it, and what it may cost.
+
+The table is a file that people edit (routes.toml); it is judged whole at start and turned into dictionaries that a
+request is looked up in.
+"""
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Auth = Literal["required", "optional", "none"]
+"""`required`: 401 without a token. `optional`: a token is not needed, but a bad one is a 401. `none`: not looked at."""
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+"""HEAD goes with GET; OPTIONS is answered by the gateway."""
+
+ALL_METHODS: tuple[Method, ...] = ("GET", "POST", "PUT", "PATCH", "DELETE")
+IDEMPOTENT = frozenset({b"GET", b"HEAD", b"PUT", b"DELETE"})
+DEFAULT_TABLE = Path(__file__).with_name("routes.toml")
+
+
+class RouteTableError(Exception):
+    """The table cannot be used; each argument is one sentence that says where and why."""
+
+
+def _service_url(value: str) -> str:
+    url = urlsplit(value)
+    if (
+        url.scheme != "http"
+        or not url.hostname
+        or url.path.strip("/")
+        or url.query
+        or url.fragment
+        or url.username
+    ):
+        raise ValueError("must be http://host:port")
+    _ = url.port  # raises ValueError when it is no port
+    return value.rstrip("/")
+
+
+def _prefix(value: str) -> str:
+    segments = value.split("/")
+    if segments[0] or not all(segments[1:]) or any(set(segment) <= {"."} for segment in segments[1:]):
+        raise ValueError("must be like /v1/items: no trailing slash, no dot segments")
+    return value
+
+
+def _rule_path(value: str) -> str:
+    return value if value in ("", "/*") else _prefix(value.removesuffix("/*")) and value
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class UpstreamSettings(_Entry):
+    """A service and what may be asked of it at once. Times in seconds."""
+
+    url: Annotated[str, AfterValidator(_service_url)]
+    max_connections: int = Field(
+        128, ge=1, description="Connections, and so requests under way, per process."
+    )
+    max_queue: int = Field(256, ge=0, description="Requests that may wait for a connection.")
+    max_tunnels: int = Field(10_000, ge=0, description="WebSockets per process.")
+    queue_timeout: float = Field(1.0, gt=0, description="How long one may wait.")
+    connect_timeout: float = Field(2.0, gt=0)
+    first_byte_timeout: float = Field(30.0, gt=0, description="From the end of the request to its response.")
+    idle_timeout: float = Field(
+        60.0, gt=0, description="Between two pieces of a response, or of progress on a request."
+    )
+    pool_idle: float = Field(
+        30.0, gt=0, description="How long an unused connection is kept (the service: longer)."
+    )
+    pool_age: float = Field(
+        600.0, gt=0, description="How old a connection may become before it is not used again."
+    )
+
+
+class Rule(_Entry):
+    """An exception to its route's policy. The first that fits holds."""
+
+    paths: tuple[Annotated[str, AfterValidator(_rule_path)], ...] = Field(
+        description='Paths below the prefix: "" is the prefix itself, "/x/*" everything below /x.'
+    )
+    methods: tuple[Method, ...] = ALL_METHODS
+    auth: Auth = "required"
+    scopes: tuple[str, ...] = ()
+
+
+class RouteSettings(_Entry):
+    """One path prefix."""
+
+    prefix: Annotated[str, AfterValidator(_prefix)]
+    upstream: str
+    auth: Auth = "required"
+    scopes: tuple[str, ...] = Field((), description="Scopes that a token must have.")
+    methods: tuple[Method, ...] = ALL_METHODS
+    rules: tuple[Rule, ...] = ()
+    websocket: bool = Field(False, description="The prefix is a WebSocket.")
+    streaming: bool = Field(
+        False, description="Responses may last for ever; they end when the gateway drains."
+    )
+    body_limit: int = Field(1024 * 1024, ge=0, description="Bytes.")
+    timeout: float = Field(
+        60.0, gt=0, description="For a whole request, in seconds; not for streaming routes."
+    )
+    retries: int = Field(1, ge=0, le=3, description="Times that a request that only reads is tried again.")
+
+    @model_validator(mode="after")
+    def _scopes_need_a_token(self) -> Self:
+        for auth, scopes in ((self.auth, self.scopes), *((rule.auth, rule.scopes) for rule in self.rules)):
+            if scopes and auth != "required":
+                raise ValueError("scopes need auth = required")
+        return self
+
+
+class RouteTable(_Entry):
+    """The whole file."""
+
+    upstreams: dict[str, UpstreamSettings]
+    routes: tuple[RouteSettings, ...]
+
+    @model_validator(mode="after")
+    def _references_and_prefixes(self) -> Self:
+        seen = set()
+        for route in self.routes:
+            if route.upstream not in self.upstreams:
+                raise ValueError(f"route {route.prefix} names the unknown upstream {route.upstream!r}")
+            if route.prefix in seen:
+                raise ValueError(f"there are two routes for {route.prefix}")
+            seen.add(route.prefix)
+        return self
+
+
+def load(path: Path = DEFAULT_TABLE, *, urls: Mapping[str, str] | None = None) -> RouteTable:
+    """Read the table; `urls` replace those of the upstreams they name.
+
+    Raises:
+        RouteTableError: it cannot be read, or something in it is wrong.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RouteTableError(f"{path}: {error}.") from None
+    for name, url in (urls or {}).items():
+        document.get("upstreams", {}).setdefault(name, {})["url"] = url
+    try:
+        return RouteTable.model_validate(document)
+    except ValidationError as error:
+        raise RouteTableError(*(_explain(path, item) for item in error.errors(include_url=False))) from None
+
+
+def _explain(path: Path, item: Mapping[str, object]) -> str:
+    place = item["loc"]
+    where = ".".join(str(part) for part in place) if isinstance(place, tuple) else ""
+    return f"{path}: {where + ': ' if where else ''}{item['msg']}."
+
+
+class Policy:
+    """Who may do it."""
+
+    __slots__ = ("auth", "scopes")
+
+    def __init__(self, auth: Auth, scopes: Iterable[str]) -> None:
+        self.auth = auth
+        self.scopes = tuple(scopes)
+
+
+class Route:
+    """A prefix, ready to be asked. Everything a request needs of it is computed here once."""
+
+    __slots__ = (
+        "_below",
+        "_default",
+        "_exact",
+        "allow",
+        "body_limit",
+        "methods",
+        "prefix",
+        "retries",
+        "streaming",
+        "timeout",
+        "upstream",
+        "websocket",
+    )
+
+    def __init__(self, settings: RouteSettings) -> None:
+        self.prefix = settings.prefix.encode()
+        self.upstream = settings.upstream
+        self.websocket = settings.websocket
+        self.streaming = settings.streaming
+        self.body_limit = settings.body_limit
+        self.timeout = float("inf") if settings.streaming else settings.timeout
+        self.retries = settings.retries
+        self.methods = frozenset(_with_head(settings.methods))
+        self.allow = ", ".join([*_with_head_names(settings.methods), "OPTIONS"])
+        self._default = Policy(settings.auth, settings.scopes)
+        self._exact: dict[tuple[bytes, bytes], Policy] = {}
+        self._below: list[tuple[bytes, frozenset[bytes], Policy]] = []
+        for rule in settings.rules:
+            policy = Policy(rule.auth, rule.scopes)
+            methods = frozenset(_with_head(rule.methods))
+            for path in rule.paths:
+                if path.endswith("/*"):
+                    self._below.append((self.prefix + path[:-1].encode(), methods, policy))
+                else:
+                    for method in methods:
+                        self._exact.setdefault((method, self.prefix + path.encode()), policy)
+
+    def policy(self, method: bytes, path: bytes) -> Policy:
+        """Return the policy of an operation: an exact rule, else the first rule above it, else the route's own."""
+        policy = self._exact.get((method, path))
+        if policy is not None:
+            return policy
+        for parent, methods, policy in self._below:
+            if method in methods and path.startswith(parent):
+                return policy
+        return self._default
+
+
+def _with_head_names(methods: Iterable[str]) -> list[str]:
+    return [name for method in methods for name in (("GET", "HEAD") if method == "GET" else (method,))]
+
+
+def _with_head(methods: Iterable[str]) -> list[bytes]:
+    return [name.encode() for name in _with_head_names(methods)]
+
+
+class Routes:
+    """Finds the route of a path: the longest prefix that ends where a segment ends."""
+
+    def __init__(self, table: RouteTable) -> None:
+        self._by_prefix = {route.prefix.encode(): Route(route) for route in table.routes}
+        self._depth = max(prefix.count(b"/") for prefix in self._by_prefix)
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._by_prefix.values())
+
+    def find(self, path: bytes) -> Route | None:
+        """Return the route of a canonical path."""
+        segments = path.split(b"/", self._depth + 1)
+        if len(segments) > self._depth + 1:
+            path = path[: -len(segments[-1]) - 1]
+        while path:
+            route = self._by_prefix.get(path)
+            if route is not None:
+                return route
+            path = path[: path.rfind(b"/")]
+        return None

@@ -1,0 +1,43 @@
+"""The gateway's settings; what concerns single routes stands in the route table."""
+
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import AnyHttpUrl, Field, model_validator
+
+from gateway.routes import DEFAULT_TABLE
+from shared.settings import Port, Settings
+
+
+class GatewaySettings(Settings):
+    """Settings of the gateway (`GATEWAY_…`)."""
+
+    service: ClassVar[str] = "gateway"
+
+    port: Port = Field(8000, description="Port to listen on.")
+    routes: Path = Field(DEFAULT_TABLE, description="The route table (TOML).")
+    users_url: AnyHttpUrl = Field(AnyHttpUrl("http://127.0.0.1:8001"), description="The users service.")
+    items_url: AnyHttpUrl = Field(AnyHttpUrl("http://127.0.0.1:8002"), description="The items service.")
+    notifications_url: AnyHttpUrl = Field(
+        AnyHttpUrl("http://127.0.0.1:8003"), description="The notifications service."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Origins whose pages may call and open WebSockets, as a JSON array. `*` means any."
+    )
+    cors_credentials: bool = Field(False, description="Whether such pages may send cookies.")
+    hsts: bool = Field(False, description="Whether clients reach the gateway by TLS only.")
+
+    @model_validator(mode="after")
+    def _no_credentials_for_everybody(self) -> Self:
+        if self.cors_credentials and "*" in self.cors_origins:
+            raise ValueError("CORS_ORIGINS may not be * together with CORS_CREDENTIALS")
+        return self
+
+    @property
+    def upstream_urls(self) -> dict[str, str]:
+        """URLs that replace those of the route table, by upstream."""
+        return {
+            "users": str(self.users_url),
+            "items": str(self.items_url),
+            "notifications": str(self.notifications_url),
+        }

@@ -1,0 +1,463 @@
+"""WebSockets: an authenticated handshake, then bytes spliced both ways.
+
+Frames are not taken apart; only the heads of the service's frames are followed, so that a close frame can be put in
+where one frame ends and the next begins (RFC 6455 section 5.2).
+"""
+
+import asyncio
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from gateway.errors import (
+    OriginForbidden,
+    UpstreamFailed,
+    UpstreamOverloaded,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from gateway.headers import RequestFields, response_lines
+from gateway.proxy import Proxy, bearer_of, check_scopes
+from gateway.routes import Route
+from shared.deadlines import NEVER, Sweep
+from shared.errors import PROBLEM_JSON, InvalidToken, NotAuthenticated, Problem
+from shared.ids import new_id
+from shared.logs import get_logger
+from shared.wire import ResponseHead, WireError, find_head_end, parse_response_head
+
+if TYPE_CHECKING:
+    from gateway.edge import GatewayProtocol
+
+log = get_logger(__name__)
+
+IDLE_SECONDS: Final = 120.0
+"""A tunnel on which nothing moves for so long is closed; services ping more often."""
+CLOSE_SECONDS: Final = 5.0
+"""How long a client may take to answer a close frame."""
+EARLY_LIMIT: Final = 64 * 1024
+"""Bytes of frames kept until the handshake is done; then the client must wait."""
+REFUSAL_LIMIT: Final = 64 * 1024
+"""Bytes of a service's answer other than 101 that are passed on."""
+RESTART: Final = b"\x88\x02\x03\xf4"
+"""A close frame that says 1012: the service restarts, connect again (IANA WebSocket close codes)."""
+
+_CLOSE: Final = 0x8
+_BEARER: Final = b"bearer."
+
+
+class FrameFollower:
+    """Knows where a stream of frames may be cut."""
+
+    __slots__ = ("_head", "_left", "closing")
+
+    def __init__(self) -> None:
+        self._head = b""  # an unfinished frame head
+        self._left = 0  # bytes of the frame still to come
+        self.closing = False
+        """Whether a close frame went by."""
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether a frame has just ended."""
+        return not self._left and not self._head
+
+    def feed(self, data: bytes, *, stop: bool = False) -> int:
+        """Follow `data` and return how much of it was followed: all, or up to the first boundary where `stop`."""
+        position, size = 0, len(data)
+        while position < size:
+            if self._left:
+                step = min(self._left, size - position)
+                self._left -= step
+                position += step
+            else:
+                position += self._read_head(data[position : position + 10])
+            if stop and self.at_boundary:
+                break
+        return position
+
+    def _read_head(self, data: bytes) -> int:
+        """Read a frame head that begins in `_head` and goes on in `data`; return how much of `data` belongs to it."""
+        known = len(self._head)
+        head = self._head + data
+        short = head[1] & 0x7F if len(head) > 1 else 0
+        masked = 4 if len(head) > 1 and head[1] & 0x80 else 0
+        extended = {126: 2, 127: 8}.get(short, 0)
+        size = 2 + extended
+        if len(head) < size:
+            self._head = head
+            return len(data)
+        self._head = b""
+        self._left = (int.from_bytes(head[2:size], "big") if extended else short) + masked
+        self.closing = self.closing or head[0] & 0x0F == _CLOSE
+        return size - known
+
+
+class _End(asyncio.Protocol):
+    """One side of a tunnel."""
+
+    def __init__(self, tunnel: "Tunnel") -> None:
+        self.tunnel = tunnel
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]  # a stream's transport is a Transport
+
+    def pause_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+
+class ClientEnd(_End):
+    """The client's side. The server drains it by `shutdown`, as it does its own protocols."""
+
+    def data_received(self, data: bytes) -> None:
+        self.tunnel.from_client(data)
+
+    def eof_received(self) -> bool:
+        return self.tunnel.half_closed(self.tunnel.service)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.tunnel.client_lost()
+
+    def pause_writing(self) -> None:
+        if self.tunnel.service is not None:
+            self.tunnel.service.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.tunnel.service is not None:
+            self.tunnel.service.resume_reading()
+
+    def shutdown(self) -> None:
+        self.tunnel.drain()
+
+
+class ServiceEnd(_End):
+    """The service's side."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.tunnel.upstream.tunnels += 1
+
+    def data_received(self, data: bytes) -> None:
+        self.tunnel.from_service(data)
+
+    def eof_received(self) -> bool:
+        return False  # closes; connection_lost tells the client properly
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.tunnel.service_lost()
+
+    def pause_writing(self) -> None:
+        self.tunnel.client.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.tunnel.client.resume_reading()
+
+
+class Tunnel:
+    """One WebSocket between a client and a service."""
+
+    def __init__(
+        self, proxy: Proxy, edge: "GatewayProtocol", route: Route, path: bytes, query: bytes
+    ) -> None:
+        self.proxy = proxy
+        self.route = route
+        self.client = ClientEnd(self)
+        self.service: ServiceEnd | None = None
+        self.deadline = NEVER
+        self._loop = edge.loop
+        self._sweep: Sweep = edge.sweep
+        self._connections = edge.connections
+        self._head = edge.head
+        self._forwarded = edge.forwarded
+        self._transport = edge.transport
+        self._started = edge.started
+        self._path = path
+        self._target = path + query
+        self.upstream = proxy.upstreams[route.upstream]
+        self._fields: RequestFields = proxy.filter.read(edge.head)
+        self._request_id = self._fields.request_id or new_id().encode()
+        self._early = b""
+        self._answer = b""
+        self._answered: asyncio.Future[tuple[ResponseHead, bytes]] = edge.loop.create_future()
+        self._opening: asyncio.Task[None] | None = None
+        self._open = False
+        self._draining = False
+        self._closing = False
+        self._frames = FrameFollower()
+
+    # Opening
+
+    def start(self, early: bytes) -> None:
+        """Take the connection over; `early` came behind the handshake."""
+        self._early = early
+        self.client.connection_made(self._transport)
+        self._transport.set_protocol(self.client)
+        self._connections.add(self.client)  # type: ignore[arg-type]  # typed as uvicorn's own protocols
+        self._sweep.add(self)
+        self._opening = self.proxy.spawn(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            handshake = await self._handshake()
+            service = ServiceEnd(self)
+            if self.upstream.tunnels >= self.upstream.settings.max_tunnels:
+                raise UpstreamOverloaded("There are as many WebSockets as there may be.")
+            await self.upstream.connect(service)
+            self.service = service
+            service.transport.write(handshake)
+            head, rest = await self._response()
+        except Problem as problem:
+            self._refuse(problem)
+            return
+        finally:
+            self._opening = None
+        if head.status == 101:
+            self._splice(head, rest)
+        else:
+            self._pass_refusal(head, rest)
+
+    async def _handshake(self) -> bytes:
+        """Judge the handshake and make the one for the service.
+
+        Raises:
+            OriginForbidden, InvalidToken, NotAuthenticated, InsufficientScope, KeysUnavailable: see there.
+        """
+        fields, head = self._fields, self._head
+        if fields.origin is not None and not self._is_same_origin(fields.origin):
+            raise OriginForbidden(f"Pages of {fields.origin.decode('latin-1')} may not open WebSockets here.")
+        lines = list(fields.lines)
+        protocols, token = _split_protocols(fields.protocols)
+        if protocols:
+            lines += (b"sec-websocket-protocol: ", b", ".join(protocols), b"\r\n")
+        if token is not None:
+            if fields.authorization is not None:
+                raise InvalidToken("Send one token: in Authorization or as a sub-protocol.")
+            lines.append(b"authorization: Bearer %b\r\n" % token)
+        await self._authenticate(token)
+        return b"".join(
+            (
+                b"GET %b HTTP/1.1\r\nhost: %b\r\n" % (self._target, self.upstream.authority),
+                b"connection: Upgrade\r\nupgrade: websocket\r\n",
+                *lines,
+                self._forwarded,
+                b"x-forwarded-host: %b\r\nx-request-id: %b\r\n\r\n" % (head.host, self._request_id),
+            )
+        )
+
+    async def _authenticate(self, subprotocol_token: bytes | None) -> None:
+        policy = self.route.policy(b"GET", self._path)
+        if policy.auth == "none":
+            return
+        token = subprotocol_token.decode() if subprotocol_token else bearer_of(self._fields.authorization)
+        if token is None:
+            if policy.auth == "required":
+                raise NotAuthenticated
+            return
+        verifier = self.proxy.verifier
+        check_scopes(verifier.cached(token) or await verifier.verify(token), policy)
+
+    def _is_same_origin(self, origin: bytes) -> bool:
+        return self.proxy.cors.allows(origin) or origin.partition(b"://")[2] == self._head.host
+
+    async def _response(self) -> tuple[ResponseHead, bytes]:
+        try:
+            async with asyncio.timeout(self.upstream.settings.first_byte_timeout):
+                return await self._answered
+        except TimeoutError:
+            raise UpstreamTimeout("The service did not answer the handshake in time.") from None
+
+    def _splice(self, head: ResponseHead, rest: bytes) -> None:
+        self._transport.write(
+            b"".join(
+                (
+                    STATUS_LINE[101],
+                    b"connection: Upgrade\r\nupgrade: websocket\r\n",
+                    *response_lines(head),
+                    self._own_lines(),
+                    b"\r\n",
+                )
+            )
+        )
+        self._open = True
+        if rest:
+            self.from_service(rest)
+        if self._early:
+            early, self._early = self._early, b""
+            self.from_client(early)
+            self.client.resume_reading()
+
+    def _pass_refusal(self, head: ResponseHead, body: bytes) -> None:
+        """The service said no: so do we, in its words."""
+        body = body[: head.content_length] if head.content_length is not None else b""
+        self._close_with(
+            b"".join(
+                (
+                    STATUS_LINE[head.status],
+                    *response_lines(head),
+                    b"content-length: %d\r\n" % len(body),
+                    self._own_lines(),
+                    b"connection: close\r\n\r\n",
+                    body,
+                )
+            )
+        )
+
+    def _refuse(self, problem: Problem) -> None:
+        body = problem.body(self._request_id.decode())
+        self._close_with(
+            b"".join(
+                (
+                    STATUS_LINE[problem.status],
+                    b"content-type: %b\r\ncontent-length: %d\r\n" % (PROBLEM_JSON.encode(), len(body)),
+                    *(f"{name}: {value}\r\n".encode("latin-1") for name, value in problem.headers.items()),
+                    self._own_lines(),
+                    b"connection: close\r\n\r\n",
+                    body,
+                )
+            )
+        )
+
+    def _own_lines(self) -> bytes:
+        return b"%bx-request-id: %b\r\nx-process-time-ms: %.2f\r\n" % (
+            self.proxy.own_lines,
+            self._request_id,
+            (perf_counter() - self._started) * 1000,
+        )
+
+    # Open
+
+    def from_client(self, data: bytes) -> None:
+        """Bytes of the client."""
+        if self._closing:
+            return
+        if self._open and self.service is not None:
+            self.service.transport.write(data)
+            self.deadline = self._loop.time() + IDLE_SECONDS
+        else:
+            self._early += data
+            if len(self._early) > EARLY_LIMIT:
+                self._transport.pause_reading()
+
+    def from_service(self, data: bytes) -> None:
+        """Bytes of the service."""
+        if self._closing:
+            return
+        if not self._open:
+            self._read_answer(data)
+            return
+        self.deadline = self._loop.time() + IDLE_SECONDS
+        if not self._draining:
+            self._frames.feed(data)
+            self._transport.write(data)
+            return
+        end = self._frames.feed(data, stop=True)
+        self._transport.write(data[:end])
+        if self._frames.at_boundary:
+            self._say_restart()
+
+    def _read_answer(self, data: bytes) -> None:
+        if self._answered.done():
+            return
+        self._answer += data
+        try:
+            end = find_head_end(self._answer)
+            if not end:
+                return
+            head = parse_response_head(self._answer, end)
+        except WireError:
+            self._answered.set_exception(UpstreamFailed("The service answered something that is not HTTP."))
+            return
+        rest = self._answer[end:]
+        if head.status != 101 and len(rest) < min(head.content_length or 0, REFUSAL_LIMIT):
+            return  # its body is still to come
+        self._answered.set_result((head, rest))
+
+    def half_closed(self, other: _End | None) -> bool:
+        """One side will send no more: tell the other, keep its way open. Returns whether the transport stays open."""
+        if not self._open or self._closing or other is None:
+            return False
+        other.transport.write_eof()
+        return True
+
+    # Closing
+
+    def drain(self) -> None:
+        """The gateway goes down: say 1012 at the next frame boundary."""
+        self._draining = True
+        if not self._open:
+            self._refuse(UpstreamUnavailable("The gateway restarts."))
+        elif self._frames.at_boundary:
+            self._say_restart()
+
+    def service_lost(self) -> None:
+        """The service is gone: tell the client where that is possible."""
+        self.upstream.tunnels -= 1
+        if self._closing:
+            return
+        if not self._open:
+            if not self._answered.done():
+                self._answered.set_exception(
+                    UpstreamFailed("The service closed the connection in the handshake.")
+                )
+        elif self._frames.closing:
+            self._half_close()
+        elif self._frames.at_boundary:
+            self._say_restart()
+        else:
+            self._transport.abort()
+
+    def client_lost(self) -> None:
+        """The client is gone."""
+        self._closing = True
+        self._sweep.discard(self)
+        self._connections.discard(self.client)
+        if self._opening is not None:
+            self._opening.cancel()
+        if self.service is not None:
+            self.service.transport.close()
+
+    def expire(self, now: float) -> None:  # noqa: ARG002
+        """Nothing moves any more."""
+        self._transport.abort()
+
+    def _say_restart(self) -> None:
+        if not self._frames.closing and not self._closing:
+            self._transport.write(RESTART)
+        self._half_close()
+
+    def _close_with(self, response: bytes) -> None:
+        if self._closing:
+            return
+        self._transport.write(response)
+        self._half_close()
+
+    def _half_close(self) -> None:
+        """Send what was written, then wait for the client to close: a reset could overtake it."""
+        self._closing = True
+        if self._opening is not None and self._opening is not asyncio.current_task():
+            self._opening.cancel()
+        if self.service is not None:
+            self.service.transport.close()
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            self.client.resume_reading()
+        self.deadline = self._loop.time() + CLOSE_SECONDS
+
+
+def _split_protocols(offered: bytes | None) -> tuple[list[bytes], bytes | None]:
+    """Part the sub-protocols proper from `bearer.<token>`, by which browsers authenticate (API.md).
+
+    Raises:
+        InvalidToken: more than one token.
+    """
+    names = [name.strip(b" \t") for name in offered.split(b",")] if offered else []
+    tokens = [name[len(_BEARER) :] for name in names if name.startswith(_BEARER)]
+    if len(tokens) > 1:
+        raise InvalidToken("Send one token.")
+    return [name for name in names if name and not name.startswith(_BEARER)], tokens[0] if tokens else None
