@@ -31,7 +31,7 @@ def test_it_starts_in_dependency_order_and_stops_in_the_opposite_one(stack: Stac
     said = events(stack)
     positions = [said.index(f"{name} ready on port {port + stack.offset}") for name, port in STARTING]
     assert positions[:1] + positions[2:] == sorted(positions[:1] + positions[2:])
-    assert said.index("items migrate done") < said.index("users serves")
+    assert all(said.index(f"{name} migrate done") < said.index(f"{name} serves") for name in SERVICES[1:])
     assert said.index("streams declare done") < said.index("users serves")
     drained = [said.index(f"{name} drained") for name in ("gateway", "items", "users")]
     assert drained == sorted(drained)

@@ -33,6 +33,7 @@ _EXPECTED: Final = (
     "the database system is starting up",
     "the database system is shutting down",
     "terminating connection due to administrator command",
+    "canceling authentication due to timeout",  # a log-in that met the shutdown
     "Plaintext passwords detected",  # the configuration file is closed to everybody else
 )
 _HIDDEN_FIELDS: Final = {

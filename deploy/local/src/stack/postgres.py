@@ -75,9 +75,9 @@ class Cluster:
         return dsn(SUPERUSER, self.password, port, database)
 
 
-def dsn(role: str, password: str, port: int, database: str) -> str:
-    """A connection URL on loopback."""
-    return f"postgresql://{quote(role, safe='')}:{quote(password, safe='')}@127.0.0.1:{port}/{quote(database, safe='')}"
+def dsn(role: str, password: str, port: int, database: str | None = None) -> str:
+    """A connection URL on loopback; the database is by default named like the role."""
+    return f"postgresql://{quote(role, safe='')}:{quote(password, safe='')}@127.0.0.1:{port}/{quote(database or role, safe='')}"
 
 
 def prepare(data_dir: Path, password: str, *, durable: bool = True) -> Cluster:

@@ -37,6 +37,12 @@ def claimed(data_dir: Path) -> Iterator[None]:
             f"{data_dir} cannot be used: {failure.strerror}. Choose another folder by DATA_DIR."
         ) from None
     pid_file = data_dir / "run" / "stack.pid"
+    if as_root and os.fstat(descriptor).st_uid != 0:
+        os.close(descriptor)
+        raise StackError(
+            f"{data_dir} belongs to {data_dir.owner()}, and root would lock {data_dir.owner()} out of it: "
+            "run as its owner, or choose another DATA_DIR."
+        )
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as failure:
@@ -133,6 +139,6 @@ def _owner(pid_file: Path) -> str:
 
 def _try_writing(data_dir: Path) -> None:
     """OSError on a folder or disk that takes no data, before any process meets it."""
-    trial = data_dir / "run" / "trial"
+    trial = data_dir / "trial"
     trial.write_bytes(bytes(4096))
     trial.unlink()

@@ -242,8 +242,8 @@ async def start(command: Command, hear: Callable[[str], None]) -> tuple[Process,
     return process, asyncio.create_task(_read_lines(readable, hear))
 
 
-async def run_once(name: str, command: Command, output: logs.Output) -> None:
-    """Run a program to its end. StartFailed, with its last lines, when its exit code is not 0."""
+async def run_once(name: str, verb: str, command: Command, output: logs.Output) -> None:
+    """Run a program to its end, for process `name`. StartFailed, with its last lines, when its exit code is not 0."""
     lines: deque[str] = deque(maxlen=LAST_LINES)
 
     def hear(line: str) -> None:
@@ -263,7 +263,7 @@ async def run_once(name: str, command: Command, output: logs.Output) -> None:
             await process.wait()
     if code != 0:
         said = "\n".join(f"    {line}" for line in lines) or "    (it said nothing)"
-        raise StartFailed(f"{name} {how_it_ended(code)}. Its last lines:\n{said}")
+        raise StartFailed(f"{name} {verb} {how_it_ended(code)}. Its last lines:\n{said}")
 
 
 def how_it_ended(code: int) -> str:

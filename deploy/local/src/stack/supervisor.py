@@ -1,19 +1,20 @@
 """The order of things: servers, databases, streams, migrations, services by what they need; and back again.
 
-Every wait is for readiness. The stack ends when it is told to (SIGINT, SIGTERM, SIGHUP), or when something cannot be brought up.
+Everything is asked for at once, and waits until what it needs is ready. The stack ends when it is told to (SIGINT, SIGTERM, SIGHUP), or when something cannot be brought up.
 """
 
 import asyncio
+import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
 from stack import credentials, nats, postgres, preflight, probes, services
 from stack import settings as ports
 from stack.command import Command
-from stack.logs import Output
+from stack.logs import NAME_WIDTH, Output
 from stack.processes import PATIENCE, Patience, Supervised, run_once
 from stack.services import ServiceSpec, System
 from stack.settings import StackSettings
@@ -47,6 +48,11 @@ class Supervisor:
         self._secrets: dict[str, str] = {}
         self._processes: dict[str, Supervised] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._reached = {
+            name: asyncio.Event() for name in ("postgres", "nats", *(spec.name for spec in system.services))
+        }
+        # A program per core, in the order of asking: more would only hold up the one that the others wait for.
+        self._turns = asyncio.Semaphore(os.cpu_count() or 1)
         self._hurry = asyncio.Event()
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -73,7 +79,8 @@ class Supervisor:
     async def migrate(self, spec: ServiceSpec) -> None:
         """Bring the service's database to the present schema. StartFailed with the last lines of the migration."""
         command = services.command(spec, "migrate", self._environment(spec), self._folder)
-        await run_once(f"{spec.name} migrate", self._marked(command), self.output)
+        async with self._turns:
+            await run_once(spec.name, "migrate", self._marked(command), self.output)
 
     def _told_to_stop(self, number: signal.Signals) -> None:
         if self._end.done():
@@ -103,9 +110,11 @@ class Supervisor:
         await asyncio.to_thread(preflight.check_ports, self._ports())
         self._secrets = credentials.load(data_dir / "credentials.json", self._wanted_credentials())
         (data_dir / "mail").mkdir(mode=0o700, exist_ok=True)
-        await _together(self._bring_up_postgres(), self._bring_up_nats())
-        started = {spec.name: asyncio.Event() for spec in self.system.services}
-        await _together(*(self._bring_up_service(spec, started) for spec in self.system.services))
+        await _together(
+            self._bring_up_nats(),
+            self._bring_up_postgres(),
+            *(self._bring_up_service(spec) for spec in self.system.services),
+        )
         self._show_ready()
         for work in beside:
             self._watch(work.__name__, work(self))
@@ -115,7 +124,6 @@ class Supervisor:
             self._progress("postgres", "creating its data folder")
         cluster = await asyncio.to_thread(postgres.prepare, self._options.data_dir, self._secrets["postgres"])
         port = self._options.port(ports.POSTGRES)
-        admin = cluster.dsn(port)
 
         def command() -> Command:
             postgres.clear_stale_pid_file(cluster.data)
@@ -124,21 +132,19 @@ class Supervisor:
         await self._keep(
             "postgres",
             command,
-            probes.blocking(lambda: postgres.is_ready(admin)),
+            probes.blocking(lambda: postgres.is_ready(cluster.dsn(port))),
             stop_signal=signal.SIGINT,
             kill_signal=signal.SIGQUIT,
             stop_timeout=POSTGRES_STOP_TIMEOUT,
         )
         self._progress("postgres", f"ready on port {port}")
-        await _together(
-            *(self._bring_up_database(spec, admin) for spec in self.system.services if spec.database)
-        )
+        await asyncio.to_thread(self._create_databases, cluster.dsn(port))
+        self._reached["postgres"].set()
 
-    async def _bring_up_database(self, spec: ServiceSpec, admin: str) -> None:
-        secret = self._secrets[f"database.{spec.name}"]
-        await asyncio.to_thread(postgres.create_service_database, admin, spec.name, secret)
-        await self.migrate(spec)
-        self._progress("postgres", f"database {spec.name} migrated")
+    def _create_databases(self, admin: str) -> None:
+        for spec in self.system.services:
+            if spec.database:
+                postgres.create_service_database(admin, spec.name, self._secrets[f"database.{spec.name}"])
 
     async def _bring_up_nats(self) -> None:
         port = self._options.port(ports.NATS)
@@ -158,14 +164,19 @@ class Supervisor:
             "LOG_FORMAT": "json",
         }
         env = {**self._options.handed_on, **operator}
-        await run_once(
-            "streams", self._marked(Command(self.system.declare_streams, env, self._folder)), self.output
-        )
+        declare = Command(self.system.declare_streams, env, self._folder)
+        async with self._turns:
+            await run_once("streams", "declare", self._marked(declare), self.output)
         self._progress("nats", "streams declared")
+        self._reached["nats"].set()
 
-    async def _bring_up_service(self, spec: ServiceSpec, started: Mapping[str, asyncio.Event]) -> None:
-        for need in spec.after:
-            await started[need].wait()
+    async def _bring_up_service(self, spec: ServiceSpec) -> None:
+        if spec.database:
+            await self._reached["postgres"].wait()
+            await self.migrate(spec)
+            self._progress(spec.name, "database migrated")
+        for need in ("nats", *spec.after):
+            await self._reached[need].wait()
         port = services.port_of(spec, self._options)
         command = services.command(spec, "serve", self._environment(spec), self._folder)
         host = self._options.gateway_bind_host if spec.name == services.GATEWAY else "127.0.0.1"
@@ -176,7 +187,7 @@ class Supervisor:
             stop_timeout=self._options.shutdown_timeout + SERVICE_STOP_MARGIN,
         )
         self._progress(spec.name, f"ready on port {port}")
-        started[spec.name].set()
+        self._reached[spec.name].set()
 
     async def _keep(
         self,
@@ -262,7 +273,7 @@ class Supervisor:
     def _progress(self, name: str, what: str) -> None:
         seconds = time.monotonic() - self._began
         if self.output.human:
-            self.output.text(f"{seconds:7.1f} s  {name:<13} {what}")
+            self.output.text(f"{seconds:6.1f} s {name:<{NAME_WIDTH}} {what}")
         else:
             self.output.say(f"{name} {what}", seconds=round(seconds, 1))
 
