@@ -1,6 +1,6 @@
 """What the tests of the mechanisms share: a service without business, on a real database and a real NATS server."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from items.settings import ItemsSettings
+from shared import outbox
 from shared.broker import Broker
 from shared.database import Database
 from shared.events import Event
@@ -95,6 +96,24 @@ async def database(probe_settings: ProbeSettings) -> AsyncIterator[Database]:
         )
     yield database
     await database.close()
+
+
+@pytest.fixture
+def counted() -> type[Counted]:
+    """The event class of the tests: `counted(of=7, number=1)`."""
+    return Counted
+
+
+@pytest.fixture
+def write(database: Database) -> Callable[..., Awaitable[None]]:
+    """Commit one event for each number: `await write(1, 2, 3, of=7)`."""
+
+    async def commit(*numbers: int, of: int = 1) -> None:
+        for number in numbers:
+            async with database.transaction() as session:
+                await outbox.add(session, Counted(of=of, number=number))
+
+    return commit
 
 
 @pytest.fixture

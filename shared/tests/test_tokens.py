@@ -490,7 +490,13 @@ async def test_external_issuers_are_accepted_by_their_own_rules(key_server: Any)
         "scope_claim": "roles",
         "session_claim": "session",
     }
-    claims = {"sub": "an opaque name", "jti": None, "sid": None, "employee": 7, "roles": ["items:write", 5]}
+    claims: dict[str, Any] = {
+        "sub": "an opaque name",
+        "jti": None,
+        "sid": None,
+        "employee": 7,
+        "roles": ["items:write", 5],
+    }
     async with TokenIssuer().serving() as own:
         settings = _ProbeSettings.model_validate(
             {"token_issuer": own.issuer, "jwks_url": own.jwks_url, "trusted_issuers": [trusted]}

@@ -1,6 +1,7 @@
 """The connection of one process to NATS: made in the background, kept for ever, never waited for at start."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -89,12 +90,12 @@ class Broker:
         if self.connected.is_set():
             await self._client.publish(subject, payload)
 
-    async def on_message(self, subject: str, wake: asyncio.Event) -> None:
-        """Set `wake` at each message on `subject`, once connected and for as long as the connection lives."""
+    async def on_message(self, subject: str, notice: Callable[[], None]) -> None:
+        """Call `notice` at each message on `subject`, once connected and for as long as the connection lives."""
         await self.connected.wait()
 
         async def receive(_message: Msg) -> None:
-            wake.set()
+            notice()
 
         await self._client.subscribe(subject, cb=receive)
 

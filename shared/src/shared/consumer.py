@@ -38,6 +38,8 @@ BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds until the next delivery, by number of deliveries so far."""
 RECONNECT_INTERVAL = 0.5
 DATABASE_RETRY = (0.2, 0.5, 1.0, 2.0, 5.0)
+FINISH_TIMEOUT = 5.0
+"""Seconds that a message in work has to end when the consumer stops; then it is left to the next delivery."""
 
 _DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
 
@@ -112,7 +114,7 @@ class Consumer:
                 try:
                     await asyncio.shield(work)
                 except asyncio.CancelledError:
-                    await work
+                    await _finish(work)
                     raise
 
     async def handle(self, message: Msg) -> None:
@@ -184,6 +186,13 @@ class Consumer:
             return
         log.error("consumer.dead_letter", consumer=self._subscription.durable, cause=cause)
         await self._acknowledge(message)
+
+
+async def _finish(work: asyncio.Task[None]) -> None:
+    _, unfinished = await asyncio.wait({work}, timeout=FINISH_TIMEOUT)
+    if unfinished:
+        work.cancel()
+        await asyncio.wait({work})
 
 
 def _explain(error: ValidationError) -> str:

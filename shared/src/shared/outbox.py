@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, DateTime, Identity, Index, LargeBinary, MetaD
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from shared.database import OUTBOX_WRITTEN
+from shared.database import wake_relay_after_commit
 from shared.events import Event, encode
 
 metadata = MetaData()
@@ -52,6 +52,8 @@ async def add(session: AsyncSession, *events: Event) -> None:
     Pending changes are flushed first: the outbox row's id must be drawn after the row lock of its aggregate is held,
     or two transactions could publish one aggregate's versions in the wrong order.
     """
+    if not events:
+        return
     await session.flush()
     rows = [
         {
@@ -63,4 +65,4 @@ async def add(session: AsyncSession, *events: Event) -> None:
         for outgoing in map(encode, events)
     ]
     await session.execute(insert(OutboxRow), rows)
-    session.info[OUTBOX_WRITTEN] = True
+    wake_relay_after_commit(session)

@@ -44,19 +44,25 @@ class Relay:
         self._broker = broker
         self._poke = f"poke.{service}"
         self._wake = database.outbox_written
+        self._active = False
 
     async def run(self) -> None:
         """Run until cancelled."""
-        listening = asyncio.create_task(self._broker.on_message(self._poke, self._wake), name="relay-poke")
+        listening = asyncio.create_task(self._broker.on_message(self._poke, self._on_poke), name="relay-poke")
         try:
             while True:
                 try:
                     await self._lead_when_possible()
-                except (SQLAlchemyError, OSError) as error:
+                except (SQLAlchemyError, NATSError, OSError) as error:
                     log.warning("relay.interrupted", error=type(error).__name__)
                     await asyncio.sleep(RETRY_INTERVAL)
         finally:
             listening.cancel()
+
+    def _on_poke(self) -> None:
+        # Those that wait for their turn hear the pokes too, their own included: answering would never end.
+        if self._active:
+            self._wake.set()
 
     async def flush(self) -> None:
         """Publish what is left, at the end of a drain: the next relay would do it, but later."""
@@ -74,6 +80,7 @@ class Relay:
         with suppress(TimeoutError):
             async with asyncio.timeout(TAKEOVER_INTERVAL):
                 await self._wake.wait()
+                await self._broker.connected.wait()
                 self._wake.clear()
                 await self._broker.publish(self._poke)
 
@@ -81,6 +88,7 @@ class Relay:
         return bool(await session.scalar(select(func.pg_try_advisory_lock(RELAY_LOCK))))
 
     async def _lead(self, session: AsyncSession) -> None:
+        self._active = True
         try:
             while True:
                 await self._broker.connected.wait()
@@ -97,8 +105,15 @@ class Relay:
                 # The lock lives and dies with this connection: make sure that it is still there.
                 await session.execute(text("SELECT 1"))
         finally:
-            with suppress(SQLAlchemyError, OSError):
-                await session.execute(select(func.pg_advisory_unlock(RELAY_LOCK)))
+            self._active = False
+            await self._unlock(session)
+
+    async def _unlock(self, session: AsyncSession) -> None:
+        try:
+            await session.execute(select(func.pg_advisory_unlock(RELAY_LOCK)))
+        except (SQLAlchemyError, OSError):
+            # The connection may be well enough to live on in the pool, and the lock with it: close it for good.
+            await session.invalidate()
 
     async def _publish_all(self, session: AsyncSession) -> None:
         while rows := await self._unpublished(session):

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import jwt
 import orjson
@@ -31,7 +31,11 @@ PATIENCE = 20.0
 _PORTS = range(20_000, 32_768)  # below what outgoing connections take
 
 
-async def eventually(condition: Callable[[], Awaitable[T] | T], *, within: float = PATIENCE) -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], *, within: float = PATIENCE) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], *, within: float = PATIENCE) -> T: ...
+async def eventually(condition: Callable[[], Any], *, within: float = PATIENCE) -> Any:
     """Return the condition's result once it is truthy.
 
     Raises:
@@ -81,7 +85,7 @@ async def serving(
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
-        http=http,  # type: ignore[arg-type]  # a class; the annotation knows names only
+        http=http,
         ws=ws,
         lifespan="on",
         log_config=None,
