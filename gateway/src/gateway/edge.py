@@ -13,7 +13,7 @@ from gateway.errors import PathAmbiguous
 from gateway.paths import canonical
 from gateway.proxy import Exchange, Proxy
 from gateway.tunnel import Tunnel
-from shared.edge import EdgeProtocol
+from shared.edge import EdgeProtocol, reset
 from shared.errors import Problem
 from shared.wire import RequestHead
 
@@ -97,7 +97,7 @@ class GatewayProtocol(EdgeProtocol):
         """Answer `problem`, if nothing was answered yet, and give the connection up."""
         exchange, self.exchange = self.exchange, None
         if exchange is not None and exchange.abandon():
-            self.transport.abort()  # a response cut short must not look complete
+            reset(self.transport)  # a response cut short must not look complete
             return
         super().refuse(problem)
 

@@ -17,6 +17,7 @@ from gateway.errors import UpgradeRequired
 from gateway.headers import RequestFilter, response_lines
 from gateway.routes import IDEMPOTENT, Policy, Route, Routes
 from gateway.upstream import Upstream, UpstreamConnection
+from shared.edge import reset
 from shared.errors import (
     PROBLEM_JSON,
     BodyTooLarge,
@@ -410,7 +411,7 @@ class Exchange:
     def _fail_client(self, problem: Problem) -> None:
         if self._flushed:
             self._done = True
-            self.client.transport.abort()  # a response cut short must not look complete
+            reset(self.client.transport)  # a response cut short must not look complete
         else:
             self.answer(problem)
 

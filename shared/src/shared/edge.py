@@ -10,6 +10,8 @@ it before any ASGI object exists.
 
 import asyncio
 import re
+import socket
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -116,6 +118,17 @@ def request_id_of(head: RequestHead) -> bytes:
     if len(found) == 1 and _sane_request_id(found[0]):
         return found[0]
     return new_id().encode()
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Cut a connection so that the other side cannot take it for an orderly end (SECURITY G6).
+
+    A plain close ends a response without Content-Length or chunks as if it were complete; a reset does not.
+    """
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    if connection is not None and not transport.is_closing():
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -316,7 +329,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             if self.cycle.response_started:
-                self.transport.abort()  # a response cut short must not look complete
+                reset(self.transport)  # a response cut short must not look complete
                 return
         self.transport.write(self._problem_response(problem))
         self.close_after_response()
@@ -457,7 +470,7 @@ class EdgeCycle(RequestResponseCycle):
             self._start_response(500, headers)
             self._continue_response(body, more_body=False)
         elif not self.response_complete:
-            self.transport.abort()  # a response cut short must not look complete
+            reset(self.transport)  # a response cut short must not look complete
 
     async def send(self, message: ASGISendEvent) -> None:
         if self.flow.write_paused and not self.disconnected:

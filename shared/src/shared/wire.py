@@ -111,7 +111,7 @@ def find_head_end(data: bytes, searched: int = 0) -> int:
         raise HeadSizeError(f"The head is larger than {HEAD_LIMIT} bytes.")
     if end != 3:
         return end
-    if data[:1] in b"\r\n" or _bad_in_unfinished_head(data, max(searched - 1, 0)):
+    if data.startswith((b"\r", b"\n")) or _bad_in_unfinished_head(data, max(searched - 1, 0)):
         raise WireError("The head has a bare CR or LF or a control character.")
     return 0
 
