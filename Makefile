@@ -27,7 +27,7 @@ dev: .venv/.synced ## The same, restarting a service when its sources change
 
 test: .venv/.synced ## Run all tests, with the coverage floor of each package
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -n auto -m "not soak"
+	@$(BIN)/coverage run -m pytest -n auto --dist worksteal -m "not soak"
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/python deploy/local/coverage_floor.py $(PACKAGES)
 
@@ -57,7 +57,7 @@ lock: .venv/.synced ## Bring uv.lock up to the pyproject files
 	@$(BIN)/uv lock
 
 clean: ## Delete the data of this clone, its caches and .venv
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m stack clean; fi
+	@if [ -f .venv/.synced ]; then $(BIN)/python -m stack clean; fi
 	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 	@rm -rf .venv .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache htmlcov
 

@@ -118,11 +118,13 @@ def test_another_version_is_refused_with_the_reason(tmp_path: Path) -> None:
 def test_an_interrupted_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = Path(tempfile.mkdtemp(dir=tmp_path))
     monkeypatch.setattr(postgres, "_binaries", lambda _account: wrong)
-    (wrong / "initdb").write_text("#!/bin/sh\necho 'no space left' >&2\nexit 1\n")
+    (wrong / "initdb").write_text(
+        "#!/bin/sh\necho 'initdb: error: no space left'\necho 'initdb: removing'\nexit 1\n"
+    )
     (wrong / "initdb").chmod(0o755)
     for folder in (wrong, *wrong.parents):
         if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
             folder.chmod(0o755)
-    with pytest.raises(StackError, match="could not create its data folder: no space left"):
+    with pytest.raises(StackError, match="could not create its data folder: initdb: error: no space left"):
         postgres.prepare(tmp_path, "x")
     assert list(tmp_path.iterdir()) == [wrong]

@@ -10,6 +10,7 @@ from pathlib import Path
 from stack import dev, postgres, preflight
 from stack.errors import StackError
 from stack.logs import Output
+from stack.reach import SYSTEM_DIR
 from stack.services import TOLLHOUSE, System
 from stack.settings import StackSettings, help_text
 from stack.supervisor import Supervisor
@@ -26,6 +27,8 @@ EPILOGUE = f"""\
 options, from the environment or from a file .env (the environment wins):
 {help_text()}
 
+The pid of each process stands in DATA_DIR/run/<name>.pid. Under root, PostgreSQL runs as the account postgres or nobody; where
+that account cannot reach DATA_DIR, DATA_DIR/postgres is a link into {SYSTEM_DIR}.
 Every other variable is handed on to the services, each of which reads its settings from <SERVICE>_<NAME>.
 The exit code is 0 after a stop in order, 1 when a process could not be brought up, 2 when something outside is in the way.
 """

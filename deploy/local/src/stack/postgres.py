@@ -10,6 +10,7 @@ Everything here is synchronous and short; the supervisor calls what may block in
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,8 +33,8 @@ from stack.errors import StackError
 from stack.reach import SYSTEM_DIR, can_enter, unprivileged_account
 
 SUPERUSER = "postgres"
-READY_TIMEOUT = 60.0
-"""Seconds; recovery after a crash under load is the long case."""
+READY_TIMEOUT = 300.0
+"""Seconds; recovery after a crash under load is the long case, and killing it in the middle would begin it again."""
 POLL_INTERVAL = 0.02
 """Seconds between two attempts to connect while the server starts."""
 
@@ -58,6 +59,7 @@ ROLE_SETTINGS: Mapping[str, str] = {
 }
 """What a service's role gets in every session; a migration that needs longer says so itself."""
 
+_REASON = re.compile(r"\b(error|FATAL|PANIC):|could not|cannot")
 _CATALOGUE_LOCK = 0x70_6F_73_74  # serialises create_service_database between processes
 
 
@@ -278,10 +280,13 @@ def _initdb(draft: Path, binaries: Path, account: Account | None, password: str,
         check=False,
     )
     if result.returncode != 0:
-        reason = result.stdout.strip().splitlines()
-        raise StackError(
-            f"PostgreSQL could not create its data folder: {reason[-1] if reason else 'no reason given'}"
-        )
+        raise StackError(f"PostgreSQL could not create its data folder: {_reason(result.stdout)}")
+
+
+def _reason(said: str) -> str:
+    """The line of initdb's output that says what went wrong; the last ones only say what it tidies up."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it did not say why"]
+    return next((line for line in lines if _REASON.search(line)), lines[-1])
 
 
 def clear_stale_pid_file(data: Path) -> None:

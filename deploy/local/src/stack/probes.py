@@ -24,7 +24,7 @@ def http_ready(host: str, port: int) -> Probe:
     target = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
 
     async def probe() -> bool:
-        with suppress(OSError, TimeoutError):
+        with suppress(OSError, TimeoutError, ValueError):  # ValueError: what answers is no HTTP
             async with asyncio.timeout(TIMEOUT):
                 reader, writer = await asyncio.open_connection(target, port)
                 try:

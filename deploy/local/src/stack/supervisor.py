@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ class Supervisor:
             stop_signal=signal.SIGINT,
             kill_signal=signal.SIGQUIT,
             stop_timeout=POSTGRES_STOP_TIMEOUT,
+            patience=replace(self._patience, start=postgres.READY_TIMEOUT),
         )
         self._progress("postgres", f"ready on port {port}")
         await asyncio.to_thread(self._create_databases, cluster.dsn(port))
@@ -196,6 +198,7 @@ class Supervisor:
         probe: probes.Probe,
         *,
         stop_timeout: float,
+        patience: Patience | None = None,
         **stop: signal.Signals,
     ) -> None:
         """Start a process under supervision and return once it is ready for the first time."""
@@ -206,7 +209,7 @@ class Supervisor:
             self.output,
             pid_file=self._options.data_dir / "run" / f"{name}.pid",
             stop_timeout=stop_timeout,
-            patience=self._patience,
+            patience=patience or self._patience,
             **stop,
         )
         self._watch(name, process.keep())
