@@ -12,6 +12,7 @@ from nats.js import JetStreamContext
 
 from shared.logs import get_logger
 from shared.settings import Settings
+from shared.tasks import stop_if_failed
 
 log = get_logger(__name__)
 
@@ -52,6 +53,7 @@ class Broker:
     def connect(self) -> None:
         """Start connecting in the background."""
         self._connecting = asyncio.create_task(self._connect(), name="nats-connect")
+        self._connecting.add_done_callback(stop_if_failed)
 
     async def _connect(self) -> None:
         await self._client.connect(

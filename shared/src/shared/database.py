@@ -11,11 +11,21 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from shared.settings import DatabaseSettings
 
-OUTBOX_WRITTEN = "outbox_written"
-"""Key in a session's `info`: the transaction wrote to the outbox."""
+_AFTER_COMMIT = "after_commit"
+_OUTBOX_WRITTEN = "outbox_written"
 
 CONNECT_TIMEOUT = 5
 RECYCLE_AFTER = 1800
+
+
+def wake_after_commit(session: AsyncSession, event: asyncio.Event) -> None:
+    """Set `event` once the session's transaction has committed; not at all if it does not."""
+    session.info.setdefault(_AFTER_COMMIT, set()).add(event)
+
+
+def wake_relay_after_commit(session: AsyncSession) -> None:
+    """Tell the relay, once the transaction has committed, that the outbox has something."""
+    wake_after_commit(session, session.info[_OUTBOX_WRITTEN])
 
 
 class Database:
@@ -46,11 +56,12 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         """Open a session whose work commits when the block ends, and not at all when it raises."""
-        async with AsyncSession(self._engine, expire_on_commit=False) as session:
+        info = {_OUTBOX_WRITTEN: self.outbox_written}
+        async with AsyncSession(self._engine, expire_on_commit=False, info=info) as session:
             async with session.begin():
                 yield session
-            if session.info.pop(OUTBOX_WRITTEN, False):
-                self.outbox_written.set()
+            for event in session.info.get(_AFTER_COMMIT, ()):
+                event.set()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:

@@ -10,7 +10,7 @@ from shared.ids import new_id
 from shared.telemetry import current_traceparent
 from shared.times import utc_now
 
-EVENT_TYPE = r"^[a-z]+\.[a-z]+\.[a-z_]+\.v[0-9]+$"
+EVENT_TYPE = r"^[a-z_]+\.[a-z_]+\.[a-z_]+\.v[0-9]+$"
 
 
 class Event(BaseModel):

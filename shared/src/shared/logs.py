@@ -56,8 +56,8 @@ def configure(settings: Settings) -> None:
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    # Our own access log says more; httpx and SQLAlchemy repeat what the callers already log.
-    for name in ("uvicorn.access", "httpx", "httpcore", "sqlalchemy.engine"):
+    # Our own events say more; and uvicorn logs query strings, which may hold secrets.
+    for name in ("uvicorn.error", "uvicorn.access", "httpx", "httpcore", "sqlalchemy.engine"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

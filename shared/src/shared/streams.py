@@ -19,7 +19,6 @@ from shared.settings import Settings
 
 DUPLICATE_WINDOW = 3600
 DAY = 86_400
-DECLARE_TIMEOUT = 30.0
 _NAME_IN_USE = 10058
 
 EVENTS = "EVENTS"
@@ -99,16 +98,23 @@ class StreamSettings(Settings):
 
     port: int = 0
     stream_replicas: int = Field(1, ge=1, le=5, description="Copies of each stream in a NATS cluster.")
+    declare_timeout: int = Field(30, ge=1, description="Seconds to wait for NATS.")
 
 
 async def _main(settings: StreamSettings) -> None:
-    async with Broker(settings) as broker, asyncio.timeout(DECLARE_TIMEOUT):
+    async with Broker(settings) as broker, asyncio.timeout(settings.declare_timeout):
         await broker.connected.wait()
         await declare(broker.js, replicas=settings.stream_replicas)
 
 
-if __name__ == "__main__":
+def _run(settings: StreamSettings) -> None:
     try:
-        asyncio.run(_main(StreamSettings.load()))
-    except (StreamConflict, nats.errors.Error, TimeoutError) as error:
+        asyncio.run(_main(settings))
+    except TimeoutError:
+        sys.exit(f"streams: no answer from {settings.nats_url} within {settings.declare_timeout} s.")
+    except (StreamConflict, nats.errors.Error) as error:
         sys.exit(f"streams: {str(error) or type(error).__name__}")
+
+
+if __name__ == "__main__":
+    _run(StreamSettings.load())

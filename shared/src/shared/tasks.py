@@ -22,7 +22,7 @@ async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         asyncio.create_task(coroutine, name=getattr(coroutine, "__qualname__", None)) for coroutine in work
     ]
     for task in tasks:
-        task.add_done_callback(_stop_if_failed)
+        task.add_done_callback(stop_if_failed)
     try:
         yield
     finally:
@@ -32,7 +32,8 @@ async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
                 await task
 
 
-def _stop_if_failed(task: asyncio.Task[None]) -> None:
+def stop_if_failed(task: asyncio.Task[None]) -> None:
+    """Done callback of a task that must not fail: log why it did, and ask the process to stop."""
     if task.cancelled() or (error := task.exception()) is None:
         return
     log.error("task.failed", task=task.get_name(), exc_info=error)

@@ -26,7 +26,7 @@ from shared.ids import new_id
 T = TypeVar("T")
 
 POLL_INTERVAL = 0.02
-PATIENCE = 20.0
+PATIENCE = 4.0
 """Seconds a condition may take to come true; generous, because test machines are busy."""
 _PORTS = range(20_000, 32_768)  # below what outgoing connections take
 

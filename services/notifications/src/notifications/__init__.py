@@ -1,1 +1,1 @@
-
+"""The notifications service: stored notifications, the live stream and mail."""

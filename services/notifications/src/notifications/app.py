@@ -1,0 +1,64 @@
+"""The notifications application: what it holds, opened in order and closed in reverse."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+
+from notifications import mailer, websocket
+from notifications.errors import PROBLEMS
+from notifications.handlers import HANDLERS, SUBSCRIPTION
+from notifications.hub import Hub
+from notifications.live import LiveReader
+from notifications.routes import router
+from notifications.settings import NotificationsSettings
+from shared.app import create_app as create_shared_app
+from shared.broker import Broker
+from shared.consumer import Consumer
+from shared.database import Database
+from shared.errors import DatabaseUnavailable
+from shared.relay import Relay
+from shared.tasks import running
+from shared.tokens import TokenVerifier, issuers
+
+
+def create() -> FastAPI:
+    """Build the application from the environment."""
+    return create_app(NotificationsSettings.load())
+
+
+def create_app(settings: NotificationsSettings) -> FastAPI:
+    """Build the application."""
+    database = Database(settings)
+    app = create_shared_app(
+        settings,
+        title="Tollhouse notifications",
+        summary="Stored notifications, the live stream and mail.",
+        routers=(router, websocket.router),
+        lifespan=_lifespan,
+        checks={"database": database.check_ready},
+        problems=(*PROBLEMS, DatabaseUnavailable),
+    )
+    app.state.database = database
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: NotificationsSettings = app.state.settings
+    database: Database = app.state.database
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        app.state.verifier = await stack.enter_async_context(TokenVerifier(issuers(settings)))
+        broker = await stack.enter_async_context(Broker(settings))
+        relay = Relay(database, broker, service=settings.service)
+        # Flushed after its task has ended and before the connections close.
+        stack.push_async_callback(relay.flush)
+        app.state.hub = hub = Hub(memory=settings.replay_memory)
+        app.state.live_reader = live_reader = LiveReader(broker, hub, memory=settings.replay_memory)
+        app.state.mailer = mail = mailer.Mailer(
+            database, mailer.transport(settings), sender=settings.mail_from
+        )
+        consumer = Consumer(broker, database, SUBSCRIPTION, HANDLERS, service=settings.service)
+        await stack.enter_async_context(running(relay.run(), live_reader.run(), mail.run(), consumer.run()))
+        yield

@@ -1,0 +1,203 @@
+"""Delivers stored mails: claimed by a lease, sent by SMTP or written to a folder, tried again when that may help."""
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+from email.message import EmailMessage
+from email.policy import SMTP
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+import aiosmtplib
+from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from notifications.events import MailFailed, MailSent
+from notifications.models import MailJob
+from notifications.settings import NotificationsSettings
+from shared import outbox
+from shared.database import Database
+from shared.logs import get_logger
+from shared.times import utc_now
+
+log = get_logger(__name__)
+
+SWEEP_INTERVAL = 1.0
+"""Seconds after which due mails are looked for; also how late a retry may be."""
+LEASE = timedelta(seconds=120)
+"""How long a claimed mail belongs to its worker: longer than one attempt can take."""
+SEND_TIMEOUT = 30.0
+MAX_ATTEMPTS = 8
+BACKOFF = (5, 30, 120, 600, 1800, 3600, 7200)
+"""Seconds until the next attempt, by number of attempts so far."""
+
+
+class Rejected(Exception):
+    """The mail server refused this mail for good (5xx)."""
+
+
+class Transport(Protocol):
+    """A way that mails leave the system."""
+
+    async def send(self, message: EmailMessage, *, job_id: int) -> None:
+        """Deliver one mail.
+
+        Raises:
+            Rejected: it will never be accepted.
+            OSError: it may be, later.
+        """
+
+
+class Folder:
+    """Writes each mail to `<id>.eml`: the default, so that nothing leaves the machine by accident."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def send(self, message: EmailMessage, *, job_id: int) -> None:
+        """Write the mail; a second delivery of a job replaces the first."""
+        await asyncio.to_thread(self._write, bytes(message), job_id)
+
+    def _write(self, content: bytes, job_id: int) -> None:
+        self._path.mkdir(parents=True, exist_ok=True)
+        draft = self._path / f".{job_id}.eml.part"
+        draft.write_bytes(content)
+        draft.replace(self._path / f"{job_id}.eml")
+
+
+class SMTPServer:
+    """Hands each mail to an SMTP server."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._hostname = parts.hostname or "localhost"
+        self._implicit_tls = parts.scheme == "smtps"
+        self._port = parts.port or (465 if self._implicit_tls else 25)
+        self._username = unquote(parts.username) if parts.username else None
+        self._password = unquote(parts.password) if parts.password else None
+
+    async def send(self, message: EmailMessage, *, job_id: int) -> None:  # noqa: ARG002  # the folder needs it
+        """Send one mail over a connection of its own."""
+        try:
+            await aiosmtplib.send(
+                message,
+                hostname=self._hostname,
+                port=self._port,
+                username=self._username,
+                password=self._password,
+                use_tls=self._implicit_tls,
+                timeout=SEND_TIMEOUT,
+            )
+        except aiosmtplib.SMTPRecipientsRefused as error:
+            codes = [refused.code for refused in error.recipients]
+            raise _failure(max(codes), f"recipient refused ({max(codes)})") from error
+        except aiosmtplib.SMTPResponseException as error:
+            raise _failure(error.code, f"{error.code} {error.message}") from error
+        except aiosmtplib.SMTPException as error:
+            raise OSError(str(error) or type(error).__name__) from error
+
+
+def _failure(code: int, reason: str) -> Exception:
+    return Rejected(reason) if 500 <= code < 600 else OSError(reason)
+
+
+def transport(settings: NotificationsSettings) -> Transport:
+    """Return SMTP where a server is set, else the folder."""
+    if settings.smtp_url is None:
+        return Folder(settings.mail_dir)
+    return SMTPServer(settings.smtp_url.get_secret_value())
+
+
+class Mailer:
+    """Delivers due mails one after the other; several replicas share the work."""
+
+    def __init__(self, database: Database, transport: Transport, *, sender: str) -> None:
+        self._database = database
+        self._transport = transport
+        self._sender = sender
+        self.queued = asyncio.Event()
+        """Set after a commit that stored a mail."""
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        while True:
+            try:
+                while await self.deliver_next():
+                    pass
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("mail.interrupted", error=type(error).__name__)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_INTERVAL):
+                    await self.queued.wait()
+            self.queued.clear()
+
+    async def deliver_next(self) -> bool:
+        """Try to deliver one due mail; say whether there was one."""
+        job = await self._claim()
+        if job is None:
+            return False
+        try:
+            await self._transport.send(compose(job, sender=self._sender), job_id=job.id)
+        except Rejected as error:
+            await self._finish(job, error=str(error))
+        except OSError as error:
+            await self._try_again_later(job, error=str(error) or type(error).__name__)
+        else:
+            await self._finish(job)
+        return True
+
+    async def _claim(self) -> MailJob | None:
+        due = (
+            select(MailJob)
+            .where(MailJob.state == "queued", MailJob.next_attempt_at <= utc_now())
+            .order_by(MailJob.next_attempt_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        async with self._database.transaction() as session:
+            job = await session.scalar(due)
+            if job is not None:
+                job.attempts += 1
+                job.next_attempt_at = utc_now() + LEASE
+            return job
+
+    async def _finish(self, job: MailJob, *, error: str | None = None) -> None:
+        outcome = MailSent if error is None else MailFailed
+        async with self._database.transaction() as session:
+            await session.execute(
+                update(MailJob)
+                .where(MailJob.id == job.id)
+                .values(
+                    state="sent" if error is None else "failed",
+                    last_error=error,
+                    sent_at=utc_now() if error is None else None,
+                )
+            )
+            await outbox.add(session, outcome.of(job))
+        log.info("mail.sent" if error is None else "mail.failed", job=job.id, attempts=job.attempts)
+
+    async def _try_again_later(self, job: MailJob, *, error: str) -> None:
+        if job.attempts >= MAX_ATTEMPTS:
+            await self._finish(job, error=f"given up after {job.attempts} attempts: {error}")
+            return
+        delay = BACKOFF[min(job.attempts, len(BACKOFF)) - 1]
+        async with self._database.transaction() as session:
+            await session.execute(
+                update(MailJob)
+                .where(MailJob.id == job.id)
+                .values(last_error=error, next_attempt_at=utc_now() + timedelta(seconds=delay))
+            )
+        log.warning("mail.delayed", job=job.id, attempts=job.attempts, retry_in_s=delay)
+
+
+def compose(job: MailJob, *, sender: str) -> EmailMessage:
+    """Build the mail; its Message-ID is the same in every attempt, so that a receiver can spot a repeat."""
+    message = EmailMessage(policy=SMTP)
+    message["From"] = sender
+    message["To"] = job.recipient
+    message["Subject"] = job.subject
+    message["Date"] = job.created_at
+    message["Message-ID"] = f"<mail-{job.id}-{int(job.created_at.timestamp())}@tollhouse>"
+    message.set_content(job.body)
+    return message

@@ -1,0 +1,125 @@
+"""What the notifications service decides. Entry points own the transactions."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from notifications.errors import MailNotFound, NotificationNotFound, RecipientNotAllowed, TooManyMails
+from notifications.events import NotificationCreated
+from notifications.models import MailJob, Notification
+from notifications.settings import NotificationsSettings
+from shared import outbox
+from shared.times import utc_now
+from shared.tokens import Principal
+
+READ_SCOPE = "notifications:read"
+SEND_SCOPE = "notifications:send"
+SEND_ANY_SCOPE = "notifications:send_any"
+MAX_PAGE = 200
+HOUR = 3600
+
+
+async def notify(
+    session: AsyncSession, *, user_id: int, kind: str, title: str, data: dict[str, Any]
+) -> Notification:
+    """Tell a person something: stored, and sent to the person's sockets once committed."""
+    notification = Notification(user_id=user_id, kind=kind, title=title, data=data)
+    session.add(notification)
+    await session.flush()
+    await session.refresh(notification, ["created_at"])
+    await outbox.add(session, NotificationCreated.of(notification))
+    return notification
+
+
+async def page(
+    session: AsyncSession, *, user_id: int, unread_only: bool, before: int | None, limit: int
+) -> Sequence[Notification]:
+    """Return a person's notifications, newest first; only those with an id below `before`, if given."""
+    query = select(Notification).where(Notification.user_id == user_id)
+    if unread_only:
+        query = query.where(Notification.read_at.is_(None))
+    if before is not None:
+        query = query.where(Notification.id < before)
+    query = query.order_by(Notification.id.desc()).limit(min(limit, MAX_PAGE))
+    return (await session.scalars(query)).all()
+
+
+async def count_unread(session: AsyncSession, *, user_id: int) -> int:
+    """Return how many of a person's notifications are unread."""
+    unread = select(func.count()).where(Notification.user_id == user_id, Notification.read_at.is_(None))
+    return await session.scalar(unread) or 0
+
+
+async def mark_read(session: AsyncSession, notification_id: int, *, user_id: int) -> None:
+    """Mark one notification as read; reading twice changes nothing.
+
+    Raises:
+        NotificationNotFound: the person has none with this id.
+    """
+    notification = await session.get(Notification, notification_id, with_for_update=True)
+    if notification is None or notification.user_id != user_id:
+        raise NotificationNotFound(notification_id)
+    notification.read_at = notification.read_at or utc_now()
+
+
+async def mark_all_read(session: AsyncSession, *, user_id: int) -> None:
+    """Mark all of a person's notifications as read."""
+    await session.execute(
+        update(Notification)
+        .where(Notification.user_id == user_id, Notification.read_at.is_(None))
+        .values(read_at=func.now())
+    )
+
+
+async def queue_mail(
+    session: AsyncSession,
+    settings: NotificationsSettings,
+    *,
+    sender: Principal,
+    recipient: str,
+    subject: str,
+    body: str,
+) -> MailJob:
+    """Store a mail to be delivered.
+
+    Raises:
+        RecipientNotAllowed: this is no open relay.
+        TooManyMails: the sender has used up the hour's number.
+    """
+    if not _may_send_to(settings, sender, recipient):
+        raise RecipientNotAllowed("This address is not in an allowed domain.")
+    # One sender at a time, or parallel requests would all see room for one more.
+    await session.execute(select(func.pg_advisory_xact_lock(func.hashtext("mail"), sender.id % 2**31)))
+    since = utc_now() - timedelta(seconds=HOUR)
+    sent = select(func.count(), func.min(MailJob.created_at)).where(
+        MailJob.user_id == sender.id, MailJob.created_at > since
+    )
+    count, oldest = (await session.execute(sent)).one()
+    if count >= settings.mails_per_hour:
+        raise TooManyMails(retry_after=max(1, int((oldest - since).total_seconds())))
+    job = MailJob(user_id=sender.id, recipient=recipient, subject=subject, body=body)
+    session.add(job)
+    await session.flush()
+    return job
+
+
+def _may_send_to(settings: NotificationsSettings, sender: Principal, recipient: str) -> bool:
+    if settings.smtp_url is None or SEND_ANY_SCOPE in sender.scopes:
+        return True
+    domain = recipient.rpartition("@")[2].lower()
+    return domain in {allowed.lower() for allowed in settings.mail_allowed_domains}
+
+
+async def get_mail(session: AsyncSession, job_id: int, *, user_id: int) -> MailJob:
+    """Return a mail that the person sent.
+
+    Raises:
+        MailNotFound: the person sent none with this id.
+    """
+    job = await session.get(MailJob, job_id)
+    if job is None or job.user_id != user_id:
+        raise MailNotFound(job_id)
+    return job
