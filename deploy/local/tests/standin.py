@@ -56,6 +56,9 @@ def serve() -> None:
     server.serve_forever()
 
 
+if Path(f"{name}.broken").exists():
+    sys.stderr.write(f"{name} has a syntax error\n")
+    raise SystemExit(1)
 if mood == "refuse":
     sys.stderr.write(f"{name}: {name.upper()}_COLOUR is not set.\n")
     raise SystemExit(2)

@@ -241,3 +241,24 @@ def test_dev_restarts_the_service_whose_sources_change(stack: Stack) -> None:
         stack.says(f"{name} is back after")
     assert stack.stop() == 0
     assert stack.leaves_nothing()
+
+
+def test_dev_survives_what_does_not_run_until_it_is_mended(stack: Stack) -> None:
+    migrations = stack.folder / "services/items/migrations"
+    migrations.mkdir(parents=True)
+    stack.start("dev")
+    stack.says("watching 1 folders")
+    first = stack.pid("items")
+    broken = stack.folder / "items.broken"
+    broken.touch()
+    (migrations / "0002.py").write_text("# not yet right")
+    stack.says("items migrate ended with exit code 1")
+    assert stack.pid("items") == first
+    os.kill(first, signal.SIGKILL)
+    stack.says("items ended with exit code 1; starting it again")
+    broken.unlink()
+    stack.says("items is back after")
+    (migrations / "0002.py").write_text("# right")
+    stack.says("0002.py changed: restarting items.")
+    assert stack.stop() == 0
+    assert stack.leaves_nothing()

@@ -7,6 +7,7 @@ from typing import Any
 
 from watchfiles import PythonFilter, awatch
 
+from stack.errors import StartFailed
 from stack.services import ServiceSpec, System
 from stack.supervisor import Supervisor
 
@@ -55,7 +56,11 @@ def _concerns(changed: list[Path], sources: list[Path]) -> bool:
 
 async def _restart(supervisor: Supervisor, spec: ServiceSpec, changed: list[Path]) -> None:
     if spec.database and any("migrations" in path.parts for path in changed):
-        await supervisor.migrate(spec)
+        try:
+            await supervisor.migrate(spec)
+        except StartFailed as failure:  # the author's next save may mend it
+            supervisor.output.say(str(failure), "error")
+            return
     await supervisor.process(spec.name).restart()
 
 

@@ -87,6 +87,7 @@ class Supervised:
         self._run: _Run | None = None
         self._stopping = asyncio.Event()
         self._restarting = False
+        self._nudge = asyncio.Event()
         self._was_ready = False
 
     async def keep(self) -> None:
@@ -109,6 +110,8 @@ class Supervised:
             finally:
                 await self._bury(run)
             if self._stopping.is_set():
+                if code > 0:
+                    self._output.say(f"{self.name} {how_it_ended(code)} while stopping.", "warning")
                 return
             if self._restarting:
                 self._restarting = False
@@ -121,18 +124,24 @@ class Supervised:
                 "error",
             )
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay)
+                await asyncio.wait_for(self._nudge.wait(), delay)
+            self._nudge.clear()
             delay = min(delay * 2, self._patience.longest_delay)
 
     async def restart(self) -> None:
-        """End the present process in order; `keep` starts the next one at once."""
-        if self._run is not None and self._run.process.returncode is None and not self._stopping.is_set():
+        """End the present process in order, if there is one; `keep` starts the next one at once."""
+        if self._stopping.is_set():
+            return
+        if self._run is not None and self._run.process.returncode is None:
             self._restarting = True
             await self._end(self._run, hurry=asyncio.Event())
+        else:
+            self._nudge.set()
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """End it for good: in order, then by force once the deadline has passed or `hurry` is set."""
         self._stopping.set()
+        self._nudge.set()
         if self._run is not None and self._run.process.returncode is None:
             await self._end(self._run, hurry)
 
