@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from items.settings import ItemsSettings
+from shared import consumer
 from shared.broker import Broker
 from shared.consumer import Consumer, Subscription
 from shared.database import Database
@@ -26,12 +27,13 @@ async def take_note(session: AsyncSession, event: Envelope) -> None:
 
 
 async def main() -> None:
+    consumer.ACK_WAIT = 1.0  # how long the test waits for what the dead one held
     settings = ItemsSettings.load()
     async with Broker(settings) as broker:
         await CrashingConsumer(
             broker,
             Database(settings),
-            Subscription("EVENTS", "probe", "events.items.>"),
+            Subscription("EVENTS", "notifications", "events.>"),
             {"items.item.counted.v1": take_note},
             service="notifications",
         ).run()

@@ -1,0 +1,487 @@
+"""Durable consumers on real servers: every effect once, whatever dies, and poison set aside."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psycopg
+import pytest
+from nats.aio.msg import Msg
+from nats.js.api import ConsumerInfo
+from psycopg import sql
+from pydantic import BaseModel
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shared import consumer as consumer_module
+from shared import pull as pull_module
+from shared import streams as streams_module
+from shared.broker import Broker
+from shared.consumer import Consumer, Handler, Subscription
+from shared.database import Database
+from shared.events import Envelope, encode
+from shared.ids import new_id
+from shared.streams import DEAD, EVENTS, declare
+from shared.testing import eventually
+
+pytestmark = pytest.mark.integration
+
+SUBSCRIPTION = Subscription(EVENTS, "notifications", "events.>")
+COUNTED = "items.item.counted.v1"
+
+Publish = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_module, "BACKOFF", (0.02, 0.05))
+    monkeypatch.setattr(consumer_module, "RECONNECT_INTERVAL", 0.05)
+    monkeypatch.setattr(consumer_module, "DATABASE_RETRY", (0.05,))
+    monkeypatch.setattr(pull_module, "SILENCE", 1.2)
+    monkeypatch.setattr(pull_module, "HEARTBEAT", 0.5)
+
+
+@pytest.fixture
+async def operator(connected: Any) -> AsyncIterator[Broker]:
+    """A connection that may do everything, with the streams declared."""
+    async with connected("operator") as broker:
+        await declare(broker.js)
+        yield broker
+
+
+@pytest.fixture
+def publish(operator: Broker, counted: Any) -> Publish:
+    """Publish one event; `message` replaces the whole of it, `attributes` parts of its envelope."""
+
+    async def publish(number: int = 1, *, message: bytes | None = None, **attributes: Any) -> str:
+        outgoing = encode(counted(of=1, number=number))
+        payload = (
+            orjson.dumps({**orjson.loads(outgoing.payload), **attributes}) if message is None else message
+        )
+        # No Nats-Msg-Id: the same event may be published again, as beyond the duplicate window.
+        await operator.js.publish(outgoing.subject, payload)
+        return str(attributes.get("id", outgoing.id))
+
+    return publish
+
+
+async def take_note(session: AsyncSession, event: Envelope) -> None:
+    await session.execute(text("INSERT INTO effects (note) VALUES (:note)"), {"note": event.id})
+
+
+@asynccontextmanager
+async def consuming(
+    nats_server: Any,
+    database: Database,
+    handler: Handler = take_note,
+    *,
+    kind: type[Consumer] = Consumer,
+    settings: Any,
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a consumer as a replica of notifications does; yields its task."""
+    async with Broker(settings.model_copy(update=nats_server.settings("notifications"))) as broker:
+        consumer = kind(broker, database, SUBSCRIPTION, {COUNTED: handler}, service="notifications")
+        task = asyncio.create_task(consumer.run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+@pytest.fixture
+def consume(nats_server: Any, database: Database, probe_settings: Any) -> Callable[..., Any]:
+    """`async with consume(handler):` runs a consumer."""
+
+    def start(handler: Handler = take_note, kind: type[Consumer] = Consumer) -> Any:
+        return consuming(nats_server, database, handler, kind=kind, settings=probe_settings)
+
+    return start
+
+
+@pytest.fixture
+def notes(database: Database) -> Callable[[], Awaitable[list[str]]]:
+    """The effects so far, in the order they were made."""
+
+    async def read() -> list[str]:
+        async with database.reading() as session:
+            return list(await session.scalars(text("SELECT note FROM effects ORDER BY id")))
+
+    return read
+
+
+async def _state(operator: Broker) -> ConsumerInfo:
+    state: ConsumerInfo = await operator.js.consumer_info(EVENTS, SUBSCRIPTION.durable)
+    return state
+
+
+async def _settled(operator: Broker) -> bool:
+    """Say whether every message has been acknowledged."""
+    try:
+        state = await _state(operator)
+    except Exception as error:  # not declared yet, or the server is just coming back
+        raise LookupError(str(error)) from error
+    return state.num_pending == 0 and state.num_ack_pending == 0
+
+
+async def _dead(operator: Broker) -> list[Any]:
+    count = (await operator.js.stream_info(DEAD)).state.messages
+    return [await operator.js.get_msg(DEAD, sequence) for sequence in range(1, count + 1)]
+
+
+async def test_every_event_takes_effect_once_in_order(
+    consume: Any, publish: Publish, notes: Any, operator: Broker
+) -> None:
+    sent = [await publish(number) for number in range(1, 21)]
+
+    async with consume():
+        await eventually(lambda: _settled(operator))
+
+        assert await notes() == sent
+
+
+async def test_event_that_is_published_again_takes_effect_once(
+    consume: Any, publish: Publish, notes: Any, operator: Broker
+) -> None:
+    event_id = new_id()
+    for _ in range(3):
+        await publish(id=event_id)
+
+    async with consume():
+        await eventually(lambda: _settled(operator))
+
+    assert await notes() == [event_id]
+
+
+async def test_lost_acknowledgement_does_not_repeat_the_effect(
+    consume: Any, publish: Publish, notes: Any, operator: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "ACK_WAIT", 0.3)
+    lost: list[Msg] = []
+
+    class Forgetful(Consumer):
+        async def _acknowledge(self, message: Msg) -> None:
+            if not lost:
+                lost.append(message)
+                return
+            await super()._acknowledge(message)
+
+    event_id = await publish()
+    async with consume(kind=Forgetful):
+        await eventually(lambda: len(lost) == 1)
+        await eventually(lambda: _settled(operator))
+
+    assert await notes() == [event_id]
+
+
+async def test_kill_between_commit_and_acknowledgement_takes_effect_once(
+    consume: Any,
+    publish: Publish,
+    notes: Any,
+    operator: Broker,
+    nats_server: Any,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer_module, "ACK_WAIT", 1.0)
+    first, second = await publish(1), await publish(2)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).with_name("crashing_consumer.py")),
+        env={
+            **os.environ,
+            **nats_server.environment("notifications"),
+            "ITEMS_DATABASE_URL": database_url,
+        },
+    )
+    assert await process.wait() == -signal.SIGKILL
+    assert await notes() == [first]
+    assert not await _settled(operator)
+
+    async with consume():
+        await eventually(lambda: _settled(operator))
+
+    assert await notes() == [first, second]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not json", b"[]", b"{}", b"\xff\xfe", b'{"id": "secret-value", "type": 5}', b"[" * 10_000],
+    ids=["empty", "text", "array", "bare", "not utf-8", "wrong types", "nested"],
+)
+async def test_message_that_cannot_be_understood_is_set_aside_with_its_cause(
+    consume: Any, publish: Publish, notes: Any, operator: Broker, data: bytes
+) -> None:
+    await publish(message=data)
+    good = await publish()
+
+    async with consume():
+        await eventually(lambda: _settled(operator))
+
+    assert await notes() == [good]
+    (dead,) = await _dead(operator)
+    assert dead.subject == "dead.notifications.notifications"
+    assert (dead.data or b"") == data
+    assert dead.headers["Tollhouse-Subject"] == "events.items.item.counted.1"
+    assert dead.headers["Tollhouse-Sequence"] == "1"
+    assert dead.headers["Tollhouse-Cause"]
+    assert "secret-value" not in dead.headers["Tollhouse-Cause"]
+
+
+async def test_data_that_a_handler_cannot_understand_is_set_aside(
+    consume: Any, publish: Publish, notes: Any, operator: Broker
+) -> None:
+    class Data(BaseModel):
+        number: int
+
+    async def strict(session: AsyncSession, event: Envelope) -> None:
+        Data.model_validate(event.data)
+        await take_note(session, event)
+
+    await publish(data={"number": "many"})
+    good = await publish()
+
+    async with consume(strict):
+        await eventually(lambda: _settled(operator))
+
+    assert await notes() == [good]
+    (dead,) = await _dead(operator)
+    assert "number" in dead.headers["Tollhouse-Cause"]
+    assert "many" not in dead.headers["Tollhouse-Cause"]
+
+
+async def test_failing_event_is_tried_again_while_its_neighbours_go_on(
+    consume: Any, publish: Publish, notes: Any, operator: Broker
+) -> None:
+    first, second, third = [await publish(number) for number in (1, 2, 3)]
+    failures = 0
+
+    async def fail_three_times(session: AsyncSession, event: Envelope) -> None:
+        nonlocal failures
+        await take_note(session, event)
+        if event.id == first and failures < 3:
+            failures += 1
+            raise RuntimeError("not now")
+
+    async with consume(fail_three_times):
+        await eventually(lambda: _settled(operator))
+
+    assert failures == 3
+    assert await notes() == [second, third, first]  # nothing stayed of the failures
+    assert await _dead(operator) == []
+
+
+async def test_delivery_limit_sets_aside_before_the_handler_runs_again(
+    consume: Any, publish: Publish, notes: Any, operator: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "MAX_DELIVERIES", 3)
+    calls = 0
+
+    async def fail(_session: AsyncSession, _event: Envelope) -> None:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("never")
+
+    await publish()
+    async with consume(fail):
+        await eventually(lambda: _settled(operator))
+
+    assert calls == 3
+    assert await notes() == []
+    (dead,) = await _dead(operator)
+    assert dead.headers["Tollhouse-Deliveries"] == "4"
+    assert "3 times" in dead.headers["Tollhouse-Cause"]
+
+
+async def test_dead_letter_waits_until_it_can_be_stored(
+    consume: Any, publish: Publish, operator: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = asyncio.Event()
+    original = streams_module.ensure
+
+    async def ensure_without_dead(js: Any, name: str) -> Any:
+        if name != DEAD or refused.is_set():
+            return await original(js, name)
+        await operator.js.delete_stream(DEAD)
+        refused.set()
+        return None
+
+    monkeypatch.setattr(consumer_module, "ensure", ensure_without_dead)
+    await publish(message=b"poison")
+    async with consume():
+        await refused.wait()
+        await eventually(lambda: _was_delivered_again(operator))
+        await declare(operator.js)
+        await eventually(lambda: _settled(operator))
+
+    assert len(await _dead(operator)) == 1
+
+
+async def _was_delivered_again(operator: Broker) -> bool:
+    try:
+        return bool((await _state(operator)).num_redelivered)
+    except Exception as error:  # not declared yet
+        raise LookupError(str(error)) from error
+
+
+@contextmanager
+def _closed(postgres_dsn: str, database_url: str) -> Iterator[None]:
+    """Refuse every connection to the database for the length of the block."""
+    name = database_url.rpartition("/")[2]
+    statement = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    with psycopg.connect(postgres_dsn, autocommit=True) as admin:
+        admin.execute(statement.format(sql.Identifier(name), sql.Literal(False)))
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        try:
+            yield
+        finally:
+            admin.execute(statement.format(sql.Identifier(name), sql.Literal(True)))
+
+
+async def test_message_is_held_while_the_database_is_away(
+    consume: Any,
+    publish: Publish,
+    notes: Any,
+    operator: Broker,
+    postgres_dsn: str,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer_module, "MAX_DELIVERIES", 1)
+    monkeypatch.setattr(consumer_module, "ACK_WAIT", 5.0)
+    attempts = asyncio.Semaphore(0)
+
+    class Attentive(Consumer):
+        async def _apply(self, event: Envelope) -> None:
+            attempts.release()
+            await super()._apply(event)
+
+    async with consume(kind=Attentive):
+        await eventually(lambda: _settled(operator))
+        with _closed(postgres_dsn, database_url):
+            event_id = await publish()
+            for _ in range(3):
+                await attempts.acquire()
+        await eventually(lambda: _settled(operator))
+
+    assert await notes() == [event_id]
+    assert await _dead(operator) == []
+
+
+async def test_stopping_ends_in_time_though_the_database_is_away(
+    consume: Any,
+    publish: Publish,
+    notes: Any,
+    operator: Broker,
+    postgres_dsn: str,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer_module, "FINISH_TIMEOUT", 0.1)
+    monkeypatch.setattr(consumer_module, "ACK_WAIT", 1.0)
+    tried = asyncio.Event()
+
+    class Attentive(Consumer):
+        async def _apply(self, event: Envelope) -> None:
+            tried.set()
+            await super()._apply(event)
+
+    async with consume(kind=Attentive) as task:
+        await eventually(lambda: _settled(operator))
+        with _closed(postgres_dsn, database_url):
+            event_id = await publish()
+            await tried.wait()
+            task.cancel()
+            async with asyncio.timeout(5):
+                await asyncio.wait({task})
+
+    assert task.cancelled()
+    async with consume():
+        await eventually(lambda: _settled(operator))
+    assert await notes() == [event_id]
+
+
+async def test_stopping_finishes_the_message_in_work_and_hands_back_the_others(
+    consume: Any, publish: Publish, notes: Any, operator: Broker
+) -> None:
+    first, second = await publish(1), await publish(2)
+    begun, finish = asyncio.Event(), asyncio.Event()
+
+    async def slow(session: AsyncSession, event: Envelope) -> None:
+        await take_note(session, event)
+        begun.set()
+        await finish.wait()
+
+    async with consume(slow) as task:
+        await begun.wait()
+        task.cancel()
+        finish.set()
+        await asyncio.wait({task})
+
+    assert task.cancelled()
+    assert await notes() == [first]
+    async with consume():  # the other one comes at once, not after ACK_WAIT
+        await eventually(lambda: _settled(operator), within=consumer_module.ACK_WAIT / 2)
+    assert await notes() == [first, second]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_restart_of_nats_needs_no_restart_of_ours(
+    consume: Any,
+    publish: Publish,
+    notes: Any,
+    operator: Broker,
+    nats_server: Any,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer_module, "ACK_WAIT", 1.0)  # a killed server forgets acknowledgements
+    async with consume():
+        before = await publish(1)
+        await eventually(lambda: _settled(operator))
+
+        nats_server.stop(number)
+        await eventually(lambda: not operator.connected.is_set())
+        nats_server.start()
+        await eventually(operator.connected.is_set)
+        after = await publish(2)
+        await eventually(lambda: _settled(operator))
+        await eventually(lambda: _are(notes, [before, after]))
+
+
+async def _are(notes: Any, expected: list[str]) -> bool:
+    assert await notes() == expected
+    return True
+
+
+async def test_deleted_consumer_is_declared_anew_and_nothing_repeats(
+    consume: Any, publish: Publish, notes: Any, operator: Broker
+) -> None:
+    async with consume():
+        before = await publish(1)
+        await eventually(lambda: _settled(operator))
+
+        await operator.js.delete_consumer(EVENTS, SUBSCRIPTION.durable)
+        after = await publish(2)
+        await eventually(lambda: _are(notes, [before, after]))
+        await eventually(lambda: _settled(operator))
+
+
+async def test_unknown_types_and_attributes_are_ignored(
+    consume: Any, publish: Publish, notes: Any, operator: Broker
+) -> None:
+    await publish(type="items.item.renamed.v7")
+    await publish(type="items.price_list.counted.v1")
+    known = await publish(extension="new", data={"of": 1, "number": 1, "colour": "red"})
+
+    async with consume():
+        await eventually(lambda: _settled(operator))
+
+    assert await notes() == [known]
+    assert await _dead(operator) == []
