@@ -146,7 +146,8 @@ def load(path: Path = DEFAULT_TABLE, *, urls: Mapping[str, str] | None = None) -
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RouteTableError(f"{path}: {error}.") from None
     for name, url in (urls or {}).items():
-        document.get("upstreams", {}).setdefault(name, {})["url"] = url
+        if name in document.get("upstreams", {}):
+            document["upstreams"][name]["url"] = url
     try:
         return RouteTable.model_validate(document)
     except ValidationError as error:

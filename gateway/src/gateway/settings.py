@@ -16,10 +16,10 @@ class GatewaySettings(Settings):
 
     port: Port = Field(8000, description="Port to listen on.")
     routes: Path = Field(DEFAULT_TABLE, description="The route table (TOML).")
-    users_url: AnyHttpUrl = Field(AnyHttpUrl("http://127.0.0.1:8001"), description="The users service.")
-    items_url: AnyHttpUrl = Field(AnyHttpUrl("http://127.0.0.1:8002"), description="The items service.")
-    notifications_url: AnyHttpUrl = Field(
-        AnyHttpUrl("http://127.0.0.1:8003"), description="The notifications service."
+    users_url: AnyHttpUrl | None = Field(None, description="The users service. Default: the route table's.")
+    items_url: AnyHttpUrl | None = Field(None, description="The items service. Default: the route table's.")
+    notifications_url: AnyHttpUrl | None = Field(
+        None, description="The notifications service. Default: the route table's."
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="Origins whose pages may call and open WebSockets, as a JSON array. `*` means any."
@@ -36,8 +36,5 @@ class GatewaySettings(Settings):
     @property
     def upstream_urls(self) -> dict[str, str]:
         """URLs that replace those of the route table, by upstream."""
-        return {
-            "users": str(self.users_url),
-            "items": str(self.items_url),
-            "notifications": str(self.notifications_url),
-        }
+        urls = {"users": self.users_url, "items": self.items_url, "notifications": self.notifications_url}
+        return {name: str(url) for name, url in urls.items() if url is not None}

@@ -75,7 +75,7 @@ class Upstream:
         self.tunnels = 0
         """WebSockets that are open or being opened."""
         self._idle: list[UpstreamConnection] = []
-        self._open: set[UpstreamConnection] = set()
+        self._connections: set[UpstreamConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._waiting: deque[tuple[float, Consumer]] = deque()
         self._closed = False
@@ -83,7 +83,12 @@ class Upstream:
     @property
     def connections(self) -> int:
         """Connections that exist or are being made."""
-        return len(self._open) + len(self._connecting)
+        return len(self._connections)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a connection."""
+        return len(self._waiting)
 
     def acquire(self, consumer: Consumer, *, fresh: bool = False) -> None:
         """Call `consumer.connected` with a connection, now or later, or `consumer.failed`.
@@ -95,6 +100,7 @@ class Upstream:
             if connection.usable:
                 consumer.connected(connection)
                 return
+            connection.close()
         if self.connections < self.settings.max_connections or self._retire_idle():
             self._connect(consumer)
         elif len(self._waiting) < self.settings.max_queue:
@@ -130,7 +136,7 @@ class Upstream:
         for task in connecting:
             task.cancel()
         await asyncio.gather(*connecting, return_exceptions=True)
-        for connection in list(self._open):
+        for connection in list(self._connections):
             connection.close()
         for _, consumer in self._waiting:
             consumer.failed(UpstreamUnavailable(), unseen=True)
@@ -158,37 +164,32 @@ class Upstream:
         return True
 
     def _connect(self, consumer: Consumer) -> None:
-        task = self.loop.create_task(self._open_connection(consumer), name=f"connect-{self.name}")
-        self._connecting.add(task)
-
-    async def _open_connection(self, consumer: Consumer) -> None:
         connection = UpstreamConnection(self)
-        problem: Problem | None = None
+        self._connections.add(connection)  # it takes a place from now on
+        task = self.loop.create_task(self._open(connection, consumer), name=f"connect-{self.name}")
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _open(self, connection: "UpstreamConnection", consumer: Consumer) -> None:
         try:
             await self.connect(connection)
-        except UpstreamUnavailable as error:
-            problem = error
-        finally:
-            task = asyncio.current_task()
-            if task is not None:
-                self._connecting.discard(task)
-        if problem is None:
-            consumer.connected(connection)
-        else:
+        except asyncio.CancelledError:
+            self._connections.discard(connection)
+            raise
+        except UpstreamUnavailable as problem:
+            self._connections.discard(connection)
             consumer.failed(problem, unseen=True)
             self._serve_waiting()
+        else:
+            self.sweep.add(connection)
+            consumer.connected(connection)
 
     # Called by connections
-
-    def opened(self, connection: "UpstreamConnection") -> None:
-        """A connection exists."""
-        self._open.add(connection)
-        self.sweep.add(connection)
 
     def lost(self, connection: "UpstreamConnection") -> None:
         """A connection is no more."""
         self.sweep.discard(connection)
-        self._open.discard(connection)
+        self._connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         self._serve_waiting()
@@ -228,12 +229,12 @@ class UpstreamConnection(asyncio.Protocol):
         self._keep_alive = False
         self._bodiless_request = False
         self._until = NEVER
-        self._born = 0.0
+        self._best_before = NEVER
 
     @property
     def usable(self) -> bool:
-        """Whether the service has not closed it, as far as is known here."""
-        return not self._transport.is_closing()
+        """Whether it may be used again: not closed, as far as is known here, and not too old."""
+        return not self._transport.is_closing() and self.upstream.loop.time() < self._best_before
 
     # The exchange's side
 
@@ -289,8 +290,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # create_connection makes a Transport
-        self._born = self.upstream.loop.time()
-        self.upstream.opened(self)
+        self._best_before = self.upstream.loop.time() + self.settings.pool_age
 
     def connection_lost(self, exc: Exception | None) -> None:
         consumer = self._consumer
@@ -401,15 +401,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The response is complete: back to the pool, if nothing speaks against it."""
         self._consumer = None
         self._expects = _NOTHING
-        now = self.upstream.loop.time()
-        young = now - self._born < self.settings.pool_age
-        if (
-            clean
-            and young
-            and self._keep_alive
-            and self._request_complete
-            and not self._transport.is_closing()
-        ):
+        if clean and self._keep_alive and self._request_complete and self.usable:
             if self._paused:
                 self.resume_reading()
             self.give_back()

@@ -317,8 +317,11 @@ class EdgeProtocol(HttpToolsProtocol):
         )
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
+        # Field names in lower case, as ASGI has them; uvicorn's WebSocket protocols pass them on as they come.
+        lines = [name + b": " + value + b"\r\n" for name, value in head.headers]
+        start = b"%b %b HTTP/1.1\r\n" % (head.method, head.target)
         # As one piece: frames in the handshake's own segment belong to the new protocol (uvicorn loses them).
-        protocol.data_received(data)
+        protocol.data_received(b"".join([start, *lines, b"\r\n", data[end:]]))
         return b""
 
     # Answering
