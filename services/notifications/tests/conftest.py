@@ -8,15 +8,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
+
+from notifications.app import create_app
+from notifications.protocol import SocketProtocol
+from notifications.settings import NotificationsSettings
 from shared.broker import Broker
 from shared.events import Event, encode
 from shared.settings import Settings
 from shared.streams import EVENTS, ensure
 from shared.testing import TokenIssuer, serving
-
-from notifications.app import create_app
-from notifications.protocol import SocketProtocol
-from notifications.settings import NotificationsSettings
 
 
 @pytest.fixture

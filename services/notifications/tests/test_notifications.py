@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+
 from shared.ids import new_id
 from shared.testing import TokenIssuer, eventually
 
@@ -33,7 +34,9 @@ async def test_a_new_user_is_welcomed_once_however_often_the_event_comes(
     assert [notification["kind"] for notification in found] == ["item_created", "welcome"]
 
 
-async def _at_least(count: int, client: httpx.AsyncClient, issuer: TokenIssuer, user_id: int) -> list[dict] | None:
+async def _at_least(
+    count: int, client: httpx.AsyncClient, issuer: TokenIssuer, user_id: int
+) -> list[dict] | None:
     found = await listed(client, issuer, user_id)
     return found if len(found) >= count else None
 
@@ -48,6 +51,9 @@ async def test_only_changes_by_somebody_else_are_reported_to_the_owner(
 
     found = await eventually(lambda: _at_least(2, client, token_issuer, 7))
 
-    assert [notification["kind"] for notification in found] == ["item_removed_by_admin", "item_changed_by_admin"]
+    assert [notification["kind"] for notification in found] == [
+        "item_removed_by_admin",
+        "item_changed_by_admin",
+    ]
     assert found[0]["data"] == {"item_id": 2, "name": "Brass compass"}
     assert await listed(client, token_issuer, 99) == []

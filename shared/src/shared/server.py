@@ -54,7 +54,15 @@ def run(
     ws: type[asyncio.Protocol] | str = "websockets-sansio",
 ) -> None:
     """Serve the application that the factory `app` ("items.app:create") makes, until SIGTERM or SIGINT."""
-    config = _Config(settings, app, http=http, ws=ws, ws_max_size=MAX_FRAME_BYTES)
+    config = _Config(
+        settings,
+        app,
+        http=http,
+        ws=ws,
+        ws_max_size=MAX_FRAME_BYTES,
+        # A frame is made once for all sockets; compressed, it would be made anew for each.
+        ws_per_message_deflate=False,
+    )
     if settings.workers > 1:
         Multiprocess(config, sockets=[config.bind_socket()]).run()
         return

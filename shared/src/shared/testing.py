@@ -22,11 +22,12 @@ from starlette.routing import Route
 
 from shared.edge import EdgeProtocol
 from shared.ids import new_id
+from shared.server import MAX_FRAME_BYTES
 
 T = TypeVar("T")
 
 POLL_INTERVAL = 0.02
-PATIENCE = 4.0
+PATIENCE = 20.0
 """Seconds a condition may take to come true; generous, because test machines are busy."""
 _PORTS = range(20_000, 32_768)  # below what outgoing connections take
 
@@ -87,6 +88,8 @@ async def serving(
         app,
         http=http,
         ws=ws,
+        ws_max_size=MAX_FRAME_BYTES,
+        ws_per_message_deflate=False,
         lifespan="on",
         log_config=None,
         proxy_headers=False,

@@ -1,8 +1,8 @@
-"""uvicorn's WebSocket protocol, made to part with clients that do not read."""
+"""The WebSocket protocol, made to part with clients that do not read."""
 
 from typing import TYPE_CHECKING
 
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from shared.edge import EdgeWebSocketProtocol
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
@@ -11,7 +11,7 @@ CLOSE_TIMEOUT = 5.0
 """Seconds that a client has to take what is left and to answer the close frame."""
 
 
-class SocketProtocol(WebSocketsSansIOProtocol):
+class SocketProtocol(EdgeWebSocketProtocol):
     """Closes at once, and for good.
 
     uvicorn waits for the socket to be writable before it sends a close frame, and for the buffer to empty before it

@@ -1,0 +1,280 @@
+"""The live stream over real WebSockets, fed from a real JetStream."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from notifications.app import create_app
+from notifications.protocol import SocketProtocol
+from notifications.settings import NotificationsSettings
+from shared.testing import TokenIssuer, eventually, serving
+
+from .conftest import ItemCreated, ItemUpdated, Publisher, UserRegistered
+
+pytestmark = pytest.mark.integration
+
+READ = "notifications:read"
+
+
+def ws(url: str, path: str = "/v1/ws") -> str:
+    return url.replace("http://", "ws://") + path
+
+
+async def receive(socket: ClientConnection) -> dict[str, Any]:
+    async with asyncio.timeout(10):
+        frame: dict[str, Any] = json.loads(await socket.recv())
+    return frame
+
+
+async def closed(socket: ClientConnection) -> int:
+    """Wait for the close frame; return its code."""
+    async with asyncio.timeout(15):
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await socket.recv()
+    assert socket.close_code is not None
+    return socket.close_code
+
+
+@contextlib.asynccontextmanager
+async def subscribed(
+    url: str, headers: dict[str, str], topic: str, cursor: str | None = None
+) -> AsyncIterator[ClientConnection]:
+    async with connect(ws(url), additional_headers=headers, proxy=None) as socket:
+        assert (await receive(socket))["type"] == "ready"
+        frame = {"type": "subscribe", "topic": topic}
+        await socket.send(json.dumps(frame if cursor is None else {**frame, "cursor": cursor}))
+        answer = await receive(socket)
+        assert (answer["type"], answer["topic"]) == ("subscribed", topic)
+        yield socket
+
+
+async def test_item_events_reach_every_subscriber_in_order(
+    url: str, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    async with (
+        subscribed(url, token_issuer.authorization(1), "items") as one,
+        subscribed(url, token_issuer.authorization(2), "items") as two,
+        subscribed(url, token_issuer.authorization(3), "items.5") as narrow,
+    ):
+        for number in range(1, 11):
+            await publisher.publish(ItemCreated(id=number))
+
+        for socket in (one, two):
+            frames = [await receive(socket) for _ in range(10)]
+            assert [frame["event"]["subject"] for frame in frames] == [str(n) for n in range(1, 11)]
+            assert {frame["event"]["type"] for frame in frames} == {"items.item.created.v1"}
+        assert (await receive(narrow))["event"]["subject"] == "5"
+
+
+async def test_a_notification_reaches_its_receiver_only(
+    url: str, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    async with (
+        subscribed(url, token_issuer.authorization(7, scope=READ), "me") as receiver,
+        subscribed(url, token_issuer.authorization(8, scope=READ), "me") as stranger,
+    ):
+        await publisher.publish(UserRegistered(id=7))
+        await publisher.publish(UserRegistered(id=8))
+
+        assert (await receive(receiver))["event"]["data"]["user_id"] == 7
+        assert (await receive(stranger))["event"]["data"]["user_id"] == 8
+
+
+async def test_a_cursor_brings_everything_missed_once_then_live(
+    url: str, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    headers = token_issuer.authorization(1)
+    async with subscribed(url, headers, "items") as socket:
+        await publisher.publish(ItemCreated(id=1))
+        cursor = (await receive(socket))["cursor"]
+    for version in range(2, 700):  # more than one batch of a replay
+        await publisher.publish(ItemUpdated(id=1, version=version))
+
+    async with subscribed(url, headers, "items", cursor) as socket:
+        await publisher.publish(ItemUpdated(id=1, version=700))
+        versions = [(await receive(socket))["event"]["sequence"] for _ in range(699)]
+
+    assert versions == list(range(2, 701))
+
+
+async def test_a_cursor_survives_a_restart_of_the_service(
+    settings: NotificationsSettings, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    headers = token_issuer.authorization(1)
+    async with (
+        serving(create_app(settings), ws=SocketProtocol) as url,
+        subscribed(url, headers, "items") as socket,
+    ):
+        await publisher.publish(ItemCreated(id=1))
+        cursor = (await receive(socket))["cursor"]
+    await publisher.publish(ItemCreated(id=2))
+
+    async with (
+        serving(create_app(settings), ws=SocketProtocol) as url,
+        subscribed(url, headers, "items", cursor) as socket,
+    ):
+        assert (await receive(socket))["event"]["subject"] == "2"
+
+
+@pytest.mark.parametrize("cursor", ["0123456789abcdef.1", "{epoch}.999999"])
+async def test_an_unknown_cursor_is_answered_with_a_gap(
+    url: str, app: FastAPI, publisher: Publisher, token_issuer: TokenIssuer, cursor: str
+) -> None:
+    await publisher.publish(ItemCreated(id=1))
+    await eventually(lambda: app.state.hub.last == 1)
+    cursor = cursor.format(epoch=app.state.hub.epoch)
+    async with subscribed(url, token_issuer.authorization(1), "items", cursor) as socket:
+        gap = await receive(socket)
+        await publisher.publish(ItemCreated(id=2))
+        event = await receive(socket)
+
+    assert gap == {"type": "gap", "topic": "items", "from": cursor, "to": f"{app.state.hub.epoch}.1"}
+    assert event["event"]["subject"] == "2"
+
+
+async def test_the_stream_goes_on_after_nats_was_killed(
+    url: str, publisher: Publisher, token_issuer: TokenIssuer, nats_server: Any
+) -> None:
+    async with subscribed(url, token_issuer.authorization(1), "items") as socket:
+        await publisher.publish(ItemCreated(id=1))
+        assert (await receive(socket))["event"]["subject"] == "1"
+
+        nats_server.stop(9)
+        nats_server.start()
+        await eventually(lambda: publisher.publish(ItemCreated(id=2), event_id="2"))
+
+        assert (await receive(socket))["event"]["subject"] == "2"
+
+
+async def test_authentication_by_first_frame(url: str, token_issuer: TokenIssuer) -> None:
+    async with connect(ws(url), proxy=None) as socket:
+        await socket.send(json.dumps({"type": "auth", "token": token_issuer.token(5)}))
+
+        ready = await receive(socket)
+
+    assert ready["type"] == "ready"
+    assert ready["user_id"] == 5
+
+
+@pytest.mark.parametrize(
+    "first_frame",
+    ['{"type":"auth","token":"nonsense"}', '{"type":"ping"}', "not json", '{"type":"auth"}'],
+)
+async def test_a_bad_first_frame_closes_with_1008(url: str, first_frame: str) -> None:
+    async with connect(ws(url), proxy=None) as socket:
+        await socket.send(first_frame)
+        assert await closed(socket) == 1008
+
+
+async def test_no_first_frame_closes_with_1008(app: FastAPI, url: str) -> None:
+    app.state.settings = app.state.settings.model_copy(update={"auth_timeout": 0.05})
+    async with connect(ws(url), proxy=None) as socket:
+        assert await closed(socket) == 1008
+
+
+async def test_a_bad_token_in_the_handshake_is_a_401_problem(url: str) -> None:
+    with pytest.raises(InvalidStatus) as refusal:
+        async with connect(ws(url), additional_headers={"Authorization": "Bearer x.y.z"}, proxy=None):
+            pass
+    assert refusal.value.response.status_code == 401
+    assert json.loads(refusal.value.response.body)["code"] == "invalid_token"
+
+
+async def test_the_socket_closes_with_4401_when_its_token_expires(
+    url: str, token_issuer: TokenIssuer
+) -> None:
+    headers = token_issuer.authorization(1, expires_in=1)
+    async with connect(ws(url), additional_headers=headers, proxy=None) as socket:
+        assert await closed(socket) == 4401
+
+
+async def test_a_new_token_in_band_keeps_the_socket_open(url: str, token_issuer: TokenIssuer) -> None:
+    headers = token_issuer.authorization(1, expires_in=2)
+    async with connect(ws(url), additional_headers=headers, proxy=None) as socket:
+        first = await receive(socket)
+        await socket.send(json.dumps({"type": "auth", "token": token_issuer.token(1)}))
+        renewed = await receive(socket)
+        assert renewed["expires_at"] > first["expires_at"]
+
+        await socket.send(json.dumps({"type": "auth", "token": token_issuer.token(2)}))
+        assert await closed(socket) == 1008
+
+
+async def test_frames_that_cannot_be_followed_are_answered_and_the_socket_stays(
+    url: str, token_issuer: TokenIssuer
+) -> None:
+    async with connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None) as socket:
+        await receive(socket)
+        for frame, code in [
+            ("nonsense", "bad_frame"),
+            ('{"type":"dance"}', "bad_frame"),
+            ('{"type":"subscribe","topic":"weather"}', "unknown_topic"),
+            ('{"type":"subscribe","topic":"me"}', "insufficient_scope"),
+            ('{"type":"subscribe","topic":"items","cursor":"zzz"}', "cursor_invalid"),
+            (b"\x00\x01", "bad_frame"),
+        ]:
+            await socket.send(frame)
+            answer = await receive(socket)
+            assert (answer["type"], answer["code"]) == ("error", code)
+        await socket.send('{"type":"ping"}')
+        assert await receive(socket) == {"type": "pong"}
+
+
+async def test_unsubscribing_ends_the_events(
+    url: str, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    async with subscribed(url, token_issuer.authorization(1), "items") as socket:
+        await socket.send('{"type":"unsubscribe","topic":"items"}')
+        await socket.send('{"type":"ping"}')
+        assert await receive(socket) == {"type": "pong"}
+        await publisher.publish(ItemCreated(id=1))
+        async with subscribed(url, token_issuer.authorization(2), "items", None):
+            await socket.send('{"type":"ping"}')
+            assert await receive(socket) == {"type": "pong"}
+
+
+async def test_a_client_that_does_not_read_is_closed_and_delays_nobody(
+    app: FastAPI, url: str, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    app.state.settings = app.state.settings.model_copy(update={"socket_backlog": 50})
+    async with (
+        subscribed(url, token_issuer.authorization(1), "items") as stalled,
+        subscribed(url, token_issuer.authorization(2), "items") as healthy,
+    ):
+        stalled.transport.pause_reading()
+        for number in range(1, 1000):
+            await publisher.publish(ItemCreated(id=number, name="x" * 50_000))
+            assert (await receive(healthy))["event"]["subject"] == str(number)
+            if _subscribers(app) == 1:
+                break
+        assert _subscribers(app) == 1
+        stalled.transport.abort()
+
+
+def _subscribers(app: FastAPI) -> int:
+    return sum(len(subscribers) for subscribers in app.state.hub._subscribers.values())
+
+
+async def test_echo_needs_no_token(url: str) -> None:
+    for path in ("/ws/echo", "/v1/ws/echo"):
+        async with connect(ws(url, path), proxy=None) as socket:
+            await socket.send("hello")
+            answer = await receive(socket)
+            assert answer["echo"] == "hello"
+            assert "T" in answer["server_time"]
+            await socket.send(b"binary")
+            assert await closed(socket) == 1003
+
+
+async def test_a_frame_above_64_kib_closes_with_1009(url: str, token_issuer: TokenIssuer) -> None:
+    async with connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None) as socket:
+        await socket.send("x" * (64 * 1024 + 1))
+        assert await closed(socket) == 1009
