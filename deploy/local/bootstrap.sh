@@ -39,8 +39,8 @@ find_python() {
 # The log's last line of substance, as the reason.
 installed() {
     "$@" >>"$log" 2>&1 && return
-    if grep -qiE 'resolve|connect|timed? ?out|network|proxy|certificate|unreachable|Name or service' "$log"; then
-        fail "the package index cannot be reached; check the network, proxy or mirror settings (details: $log)."
+    if grep -qiE 'resolve|connect|timed? ?out|network|proxy|certificate|unreachable|Name or service|from versions: none' "$log"; then
+        fail "the package index cannot be reached or is empty; check the network, proxy or mirror settings (details: $log)."
     fi
     if grep -qi 'no space left' "$log"; then
         fail "the disk is full (details: $log)."
@@ -58,7 +58,7 @@ if ! suitable "$venv/bin/python" || { [ -n "${PYTHON:-}" ] && [ ! -f "$venv/.syn
     echo "Making .venv with $("$PYTHON" --version)"
     "$PYTHON" -m venv --clear "$venv" || fail "$PYTHON could not make a virtual environment in $(pwd)/$venv."
 fi
-: >"$log" 2>/dev/null || fail "$(pwd)/$venv is read-only for $(id -un): delete it, or run as its owner."
+(: >"$log") 2>/dev/null || fail "$(pwd)/$venv is read-only for $(id -un): delete it, or run as its owner."
 
 wanted=$(awk '/^name = "uv"$/ { getline; gsub(/[^0-9.]/, ""); print }' uv.lock)
 if [ "$("$venv/bin/uv" --version 2>/dev/null | cut -d' ' -f2)" != "$wanted" ]; then
