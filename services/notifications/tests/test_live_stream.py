@@ -213,14 +213,15 @@ async def test_frames_that_cannot_be_followed_are_answered_and_the_socket_stays(
 ) -> None:
     async with connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None) as socket:
         await receive(socket)
-        for frame, code in [
+        cases: list[tuple[str | bytes, str]] = [
             ("nonsense", "bad_frame"),
             ('{"type":"dance"}', "bad_frame"),
             ('{"type":"subscribe","topic":"weather"}', "unknown_topic"),
             ('{"type":"subscribe","topic":"me"}', "insufficient_scope"),
             ('{"type":"subscribe","topic":"items","cursor":"zzz"}', "cursor_invalid"),
             (b"\x00\x01", "bad_frame"),
-        ]:
+        ]
+        for frame, code in cases:
             await socket.send(frame)
             answer = await receive(socket)
             assert (answer["type"], answer["code"]) == ("error", code)
@@ -256,7 +257,8 @@ async def test_a_client_that_does_not_read_is_closed_and_delays_nobody(
             if _subscribers(app) == 1:
                 break
         assert _subscribers(app) == 1
-        stalled.transport.abort()
+        stalled.transport.resume_reading()
+        assert await closed(stalled) == 1013
 
 
 def _subscribers(app: FastAPI) -> int:

@@ -1,5 +1,7 @@
 """Events become stored notifications, which their receiver alone may list and read."""
 
+from typing import Any
+
 import httpx
 import pytest
 
@@ -13,7 +15,9 @@ pytestmark = pytest.mark.integration
 READ = "notifications:read"
 
 
-async def listed(client: httpx.AsyncClient, issuer: TokenIssuer, user_id: int, **query: object) -> list[dict]:
+async def listed(
+    client: httpx.AsyncClient, issuer: TokenIssuer, user_id: int, **query: str | int
+) -> list[dict[str, Any]]:
     response = await client.get(
         "/v1/notifications", params=query, headers=issuer.authorization(user_id, scope=READ)
     )
@@ -36,7 +40,7 @@ async def test_a_new_user_is_welcomed_once_however_often_the_event_comes(
 
 async def _at_least(
     count: int, client: httpx.AsyncClient, issuer: TokenIssuer, user_id: int
-) -> list[dict] | None:
+) -> list[dict[str, Any]] | None:
     found = await listed(client, issuer, user_id)
     return found if len(found) >= count else None
 
