@@ -111,7 +111,9 @@ def test_an_unreachable_index(bootstrap: Bootstrap, tmp_path: Path) -> None:
         PYTHON=sys.executable, PIP_INDEX_URL=nowhere, PIP_CONFIG_FILE=os.devnull, PIP_RETRIES="0"
     )
     assert code == 2
-    assert said.splitlines()[-1].startswith("make: the package index cannot be reached or is empty; check the network")
+    assert said.splitlines()[-1].startswith(
+        "make: the package index cannot be reached or is empty; check the network"
+    )
     assert not (tmp_path / "clone" / ".venv" / ".synced").exists()
 
 
