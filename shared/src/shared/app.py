@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from shared import telemetry
 from shared.drain import draining_on_signals
@@ -22,7 +23,6 @@ from shared.errors import (
     COMMON_PROBLEMS,
     PROBLEM_JSON,
     BodyTooLarge,
-    CatalogueEntry,
     DatabaseUnavailable,
     MalformedBody,
     MethodNotAllowed,
@@ -41,6 +41,11 @@ from shared.settings import Settings
 log = get_logger(__name__)
 
 MAX_BODY_BYTES = 1024 * 1024
+MAX_ERRORS_LISTED = 50
+"""Places that a validation problem names; a body can be wrong in a hundred thousand."""
+MAX_NAME_SHOWN = 100
+"""Characters of a field's name that a validation problem repeats."""
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -80,7 +85,6 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
-        max_body_size=MAX_BODY_BYTES,
         separate_input_output_schemas=False,
         generate_unique_id_function=lambda route: route.name,
         # The instrumentation package traces requests (telemetry.py); twice would be once too often.
@@ -88,7 +92,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.draining = asyncio.Event()
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, max_body_bytes=MAX_BODY_BYTES)
     for router in routers:
         app.include_router(router)
     app.include_router(health_routes(checks or {}))
@@ -115,10 +119,10 @@ def _around(tracer: telemetry.Tracer | None, lifespan: Lifespan | None) -> Lifes
 
 
 def _serve_catalogue(app: FastAPI, problems: Sequence[type[Problem]]) -> None:
-    entries = catalogue(problems)
+    entries = [entry._asdict() for entry in catalogue(problems)]
 
     @app.get("/errors", tags=["errors"], include_in_schema=False)
-    async def errors() -> list[CatalogueEntry]:
+    async def errors() -> list[dict[str, Any]]:
         return entries
 
 
@@ -146,6 +150,8 @@ _BY_STATUS: dict[int, type[Problem]] = {
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
     """Translate what the framework itself raises."""
     headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(_allowed_methods(request))
     problem = _BY_STATUS.get(error.status_code)
     if problem is not None:
         return _respond(request, problem(headers=headers))
@@ -156,6 +162,16 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
         request_id=request_id_of(request.scope),
     )
     return Response(body, status_code=error.status_code, media_type=PROBLEM_JSON, headers=headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods that the path has: the framework names those of its first route only."""
+    routes: Sequence[BaseRoute] = request.app.routes
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -169,7 +185,7 @@ async def _on_validation_error(request: Request, error: RequestValidationError) 
         request,
         ValidationFailed(
             "; ".join(f"{_place(item)}: {item['msg']}" for item in details[:5]),
-            errors=[_describe(item) for item in details],
+            errors=[_describe(item) for item in details[:MAX_ERRORS_LISTED]],
         ),
     )
 
@@ -183,7 +199,7 @@ def _expected_type(request: Request) -> str:
 
 def _declares_expected_type(request: Request) -> bool:
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if "content-length" not in request.headers and "transfer-encoding" not in request.headers:
+    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
         return True  # no body at all: the fields are missing, not of the wrong type
     expected = _expected_type(request)
     if expected == "application/json":
@@ -195,20 +211,25 @@ def _describe(item: Mapping[str, Any]) -> dict[str, str]:
     """Name the place and the reason, never the value: it may be a password."""
     kind, *path = item["loc"]
     place = (
-        {"pointer": "#" + "".join(f"/{_escape(str(part))}" for part in path)}
+        {"pointer": "#" + "".join(f"/{_escape(_shown(part))}" for part in path)}
         if kind == "body"
-        else {"in": str(kind), "parameter": ".".join(str(part) for part in path)}
+        else {"in": str(kind), "parameter": ".".join(map(_shown, path))}
     )
     return {**place, "code": str(item["type"]), "detail": str(item["msg"])}
 
 
 def _place(item: Mapping[str, Any]) -> str:
-    return ".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0])
+    return ".".join(map(_shown, item["loc"][1:])) or str(item["loc"][0])
+
+
+def _shown(part: object) -> str:
+    """Return a part of a place, short and without the lone surrogates that a field's name may have."""
+    return str(part)[:MAX_NAME_SHOWN].encode("utf-8", "replace").decode()
 
 
 def _escape(part: str) -> str:
     """Escape a reference token (RFC 6901 section 3)."""
-    return part.replace("~", "~0").replace("/", "~1").encode("utf-8", "replace").decode()
+    return part.replace("~", "~0").replace("/", "~1")
 
 
 async def _on_database_error(request: Request, error: Exception) -> Response:

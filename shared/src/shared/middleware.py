@@ -4,10 +4,11 @@ import re
 from time import perf_counter
 
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import telemetry
-from shared.errors import PROBLEM_JSON, InternalError
+from shared.errors import PROBLEM_JSON, BodyTooLarge, InternalError, Problem
 from shared.ids import new_id
 from shared.logs import get_logger
 
@@ -26,11 +27,13 @@ class RequestContext:
     """Outermost pure ASGI middleware.
 
     Accepts `X-Request-ID` where it is a sane token, else makes one; binds it to the logs; answers `X-Request-ID` and
-    `X-Process-Time-ms`; turns an exception nobody handled into problem+json.
+    `X-Process-Time-ms`; refuses bodies over the limit (FastAPI's own limit answers in plain text); turns an exception
+    nobody handled into problem+json.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
         self.app = app
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -39,7 +42,7 @@ class RequestContext:
         started = perf_counter()
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        status = 0
+        status = received = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -52,15 +55,27 @@ class RequestContext:
                 ]
             await send(message)
 
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                raise HTTPException(413)  # the one kind of error that FastAPI passes on while it reads a body
+            return message
+
         structlog.contextvars.bind_contextvars(request_id=request_id)
         telemetry.remember(scope["headers"])
         try:
-            await self.app(scope, receive, send_with_headers)
+            if _declared_length(scope) > self._max_body_bytes:
+                await _send_problem(send_with_headers, BodyTooLarge(), request_id)
+            else:
+                await self.app(scope, receive_within_limit, send_with_headers)
         except Exception:
             log.exception("request.failed", path=scope["path"])
             if scope["type"] == "websocket" or status:
                 raise
-            await _send_internal_error(send_with_headers, request_id)
+            reason = "The request failed; the log has the reason under this request id."
+            await _send_problem(send_with_headers, InternalError(reason), request_id)
         finally:
             if scope["path"] not in _QUIET_PATHS:
                 log.info(
@@ -80,8 +95,15 @@ def _request_id(scope: Scope) -> str:
     return new_id()
 
 
-async def _send_internal_error(send: Send, request_id: str) -> None:
-    body = InternalError("The request failed; the log has the reason under this request id.").body(request_id)
+def _declared_length(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
+
+
+async def _send_problem(send: Send, problem: Problem, request_id: str) -> None:
+    body = problem.body(request_id)
     headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -8,9 +8,10 @@ is how secrets arrive in containers.
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -131,6 +132,13 @@ class _Environment(EnvSettingsSource):
                     variables[name] = _read_secret(candidate, value) if candidate.endswith("_file") else value
                     break
         return variables
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """Leave what is no JSON as it is: validation refuses it like any other bad value."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
 
 
 def _read_secret(variable: str, path: str) -> str:
