@@ -378,9 +378,9 @@ async def test_slow_service_pauses_the_client(start: GatewayFactory) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
         await go_on.wait()
-        received = len(peer._rest)
+        received = len(peer.rest)
         while received < size:
-            peer._rest = b""
+            peer.rest = b""
             received += len(await peer.more())
         await peer.send(OK)
 

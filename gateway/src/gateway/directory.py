@@ -85,7 +85,7 @@ class Directory:
             service.openapi = openapi
             self.version += 1
         if isinstance(problems, list):
-            service.problems = problems
+            service.problems = [entry for entry in problems if isinstance(entry, dict) and "code" in entry]
 
     async def _document(self, service: Service, path: str) -> Any:
         try:

@@ -123,17 +123,6 @@ class RouteTable(_Entry):
     upstreams: dict[str, UpstreamSettings]
     routes: tuple[RouteSettings, ...]
 
-    @model_validator(mode="after")
-    def _references_and_prefixes(self) -> Self:
-        seen = set()
-        for route in self.routes:
-            if route.upstream not in self.upstreams:
-                raise ValueError(f"route {route.prefix} names the unknown upstream {route.upstream!r}")
-            if route.prefix in seen:
-                raise ValueError(f"there are two routes for {route.prefix}")
-            seen.add(route.prefix)
-        return self
-
 
 def load(path: Path = DEFAULT_TABLE, *, urls: Mapping[str, str] | None = None) -> RouteTable:
     """Read the table; `urls` replace those of the upstreams they name.
@@ -142,22 +131,66 @@ def load(path: Path = DEFAULT_TABLE, *, urls: Mapping[str, str] | None = None) -
         RouteTableError: it cannot be read, or something in it is wrong.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RouteTableError(f"{path}: {error}.") from None
     for name, url in (urls or {}).items():
         if name in document.get("upstreams", {}):
             document["upstreams"][name]["url"] = url
     try:
-        return RouteTable.model_validate(document)
+        table = RouteTable.model_validate(document)
+        mistakes = list(_contradictions(table))
     except ValidationError as error:
-        raise RouteTableError(*(_explain(path, item) for item in error.errors(include_url=False))) from None
+        mistakes = [(item["loc"], item["msg"]) for item in error.errors(include_url=False)]
+    if mistakes:
+        raise RouteTableError(*(_sentence(path, text, place, reason) for place, reason in mistakes))
+    return table
 
 
-def _explain(path: Path, item: Mapping[str, object]) -> str:
-    place = item["loc"]
-    where = ".".join(str(part) for part in place) if isinstance(place, tuple) else ""
-    return f"{path}: {where + ': ' if where else ''}{item['msg']}."
+_Place = tuple[int | str, ...]
+
+
+def _contradictions(table: RouteTable) -> Iterator[tuple[_Place, str]]:
+    seen: set[str] = set()
+    if not table.routes:
+        yield ("routes",), "there is no route"
+    for index, route in enumerate(table.routes):
+        if route.upstream not in table.upstreams:
+            yield ("routes", index, "upstream"), f"there is no upstream {route.upstream!r}"
+        if route.prefix in seen:
+            yield ("routes", index, "prefix"), f"there is another route for {route.prefix}"
+        seen.add(route.prefix)
+
+
+def _sentence(path: Path, text: str, place: _Place, reason: str) -> str:
+    where = ".".join(str(part) for part in place)
+    return f"{path}, line {_line_of(text, place)}: {where}: {reason.removeprefix('Value error, ')}."
+
+
+def _line_of(text: str, place: _Place) -> int:
+    """Return the number of the line where `place` stands, or of the table around it: tomllib keeps no lines."""
+    lines = text.splitlines()
+    found, path = 0, ""
+    for part in place:
+        if isinstance(part, int):
+            heads = [
+                number
+                for number, line in enumerate(lines)
+                if line.strip() == f"[[{path}]]" and number >= found
+            ]
+            found = heads[part] if part < len(heads) else found
+            continue
+        path = f"{path}.{part}" if path else part
+        rest = range(found + 1 if found else 0, len(lines))
+        for number in rest:
+            line = lines[number].strip()
+            if line == f"[{path}]" or line.partition("=")[0].strip() == part:
+                found = number
+                break
+            if found and line.startswith("[["):
+                break
+    return found + 1
 
 
 class Policy:

@@ -41,13 +41,13 @@ class Peer:
         self.upstream = upstream
         self.reader = reader
         self.writer = writer
-        self._rest = b""
+        self.rest = b""
 
     async def is_control(self) -> bool:
         """Whether the next request is one by which the gateway looks at a service."""
-        while not (end := find_head_end(self._rest)):
+        while not (end := find_head_end(self.rest)):
             await self.more()
-        return parse_request_head(self._rest, end).target in (b"/health", b"/openapi.json", b"/errors")
+        return parse_request_head(self.rest, end).target in (b"/health", b"/openapi.json", b"/errors")
 
     async def head(self) -> RequestHead:
         """Read the next request's head.
@@ -55,10 +55,10 @@ class Peer:
         Raises:
             EOFError: there is none.
         """
-        while not (end := find_head_end(self._rest)):
+        while not (end := find_head_end(self.rest)):
             await self.more()
-        head = parse_request_head(self._rest, end)
-        self._rest = self._rest[end:]
+        head = parse_request_head(self.rest, end)
+        self.rest = self.rest[end:]
         return head
 
     async def request(self) -> Received:
@@ -66,17 +66,17 @@ class Peer:
         head = await self.head()
         if head.chunked:
             chunks = ChunkedBody()
-            body = chunks.feed(self._rest)
+            body = chunks.feed(self.rest)
             while not chunks.complete:
-                self._rest = b""
+                self.rest = b""
                 await self.more()
-                body += chunks.feed(self._rest)
-            self._rest = chunks.rest
+                body += chunks.feed(self.rest)
+            self.rest = chunks.rest
         else:
             length = head.content_length or 0
-            while len(self._rest) < length:
+            while len(self.rest) < length:
                 await self.more()
-            body, self._rest = self._rest[:length], self._rest[length:]
+            body, self.rest = self.rest[:length], self.rest[length:]
         received = Received(head, body)
         self.upstream.requests.append(received)
         return received
@@ -93,7 +93,7 @@ class Peer:
         data = await self.reader.read(65536)
         if not data:
             raise EOFError
-        self._rest += data
+        self.rest += data
         return data
 
 
@@ -109,44 +109,55 @@ async def answer_ok(peer: Peer) -> None:
         await peer.send(OK)
 
 
+async def answer_control(peer: Peer) -> None:
+    """Be alive, and have no documents."""
+    while True:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+
 @dataclass
 class ScriptedUpstream:
     """A service that speaks raw bytes: `script` is run for every connection."""
 
     script: Script = answer_ok
+    control: Script = answer_control
+    """Serves connections by which the gateway looks at the service."""
     url: str = ""
     requests: list[Received] = field(default_factory=list)
     connections: int = 0
     open: int = 0
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["ScriptedUpstream"]:
         """Listen while the block runs."""
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            tasks.add(asyncio.current_task())  # type: ignore[arg-type]  # this is a task
-            peer = Peer(self, reader, writer)
-            try:
-                with suppress(EOFError, ConnectionError, asyncio.CancelledError):
-                    await self._serve(peer)
-            finally:
-                writer.close()
-
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         try:
             yield self
         finally:
-            server.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Close the listener and every connection."""
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.add(asyncio.current_task())  # type: ignore[arg-type]  # this is a task
+        try:
+            with suppress(EOFError, ConnectionError, asyncio.CancelledError):
+                await self._serve(Peer(self, reader, writer))
+        finally:
+            writer.close()
 
     async def _serve(self, peer: Peer) -> None:
-        while await peer.is_control():  # the gateway's directory has connections of its own
-            await peer.head()
-            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        if await peer.is_control():  # the gateway's directory has connections of its own
+            await self.control(peer)
+            return
         self.connections += 1
         self.open += 1
         try:
@@ -248,6 +259,7 @@ class GatewayFactory:
         self,
         script: Script = answer_ok,
         *,
+        control: Script = answer_control,
         protocol: type[GatewayProtocol] = GatewayProtocol,
         options: dict[str, float] | None = None,
         routes_url: str = "",
@@ -255,7 +267,7 @@ class GatewayFactory:
         **settings: Any,
     ) -> Gateway:
         stack = stack or self._stack
-        upstream = await stack.enter_async_context(ScriptedUpstream(script).serving())
+        upstream = await stack.enter_async_context(ScriptedUpstream(script, control).serving())
         routes = self._folder / "routes.toml"
         routes.write_text(
             ROUTES.format(

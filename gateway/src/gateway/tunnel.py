@@ -254,7 +254,11 @@ class Tunnel:
         policy = self.route.policy(b"GET", self._path)
         if policy.auth == "none":
             return
-        token = subprotocol_token.decode() if subprotocol_token else bearer_of(self._fields.authorization)
+        token = (
+            subprotocol_token.decode()
+            if subprotocol_token is not None
+            else bearer_of(self._fields.authorization)
+        )
         if token is None:
             if policy.auth == "required":
                 raise NotAuthenticated

@@ -1,0 +1,251 @@
+"""What the gateway itself owns: health, readiness, one document and one catalogue of all services, docs, its own command."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from pydantic import ValidationError
+
+from gateway import directory, openapi
+from gateway.settings import GatewaySettings
+from gateway.testing import Gateway, GatewayFactory, Peer
+from shared.errors import InternalError, catalogue
+from shared.testing import TokenIssuer, eventually, free_port
+from shared.testing_wire import raw_connection
+
+DOCUMENT: dict[str, Any] = {
+    "openapi": "3.1.0",
+    "paths": {
+        "/open/things": {
+            "get": {
+                "operationId": "list_things",
+                "responses": {
+                    "200": {
+                        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Thing"}}}
+                    }
+                },
+            }
+        },
+        "/internal": {"get": {"operationId": "internal"}},
+    },
+    "components": {"schemas": {"Thing": {"type": "object"}}},
+}
+CATALOGUE = [
+    {"code": "thing_broken", "title": "Broken", "status": 409, "description": "It is."},
+    ["malformed"],
+]
+
+
+async def documents(peer: Peer) -> None:
+    """A service as the directory sees it."""
+    while True:
+        received = await peer.request()
+        body = {b"/openapi.json": DOCUMENT, b"/errors": CATALOGUE}.get(received.head.target, {})
+        encoded = orjson.dumps(body)
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(encoded), encoded))
+
+
+@pytest.fixture
+async def http(gateway: Gateway) -> Any:
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http:
+        yield http
+
+
+async def test_welcome_names_the_documents(http: httpx.AsyncClient) -> None:
+    welcome = (await http.get("/")).json()
+    assert welcome["status"] == "ok"
+    assert welcome["framework"] == "FastAPI"
+    for link in ("docs", "redoc", "openapi", "errors", "health"):
+        assert (await http.get(welcome[link])).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/health/", "/docs", "/docs/", "/unknown", "/docs/assets/missing.js"]
+)
+async def test_g10_security_headers_are_on_every_response(http: httpx.AsyncClient, path: str) -> None:
+    answer = await http.get(path, headers={"X-Request-ID": "mine"})
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["x-request-id"] == "mine"
+    assert "x-process-time-ms" in answer.headers
+    assert "strict-transport-security" not in answer.headers
+
+
+async def test_g10_hsts_where_tls_is_declared(start: GatewayFactory) -> None:
+    gateway = await start(hsts=True)
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http:
+        for path in ("/health", "/open"):
+            assert "max-age" in (await http.get(path)).headers["strict-transport-security"]
+
+
+async def test_documentation_needs_nobody_else(http: httpx.AsyncClient) -> None:
+    for page in ("/docs", "/redoc"):
+        text = (await http.get(page)).text
+        assert "https://" not in text.replace("https://fastapi.tiangolo.com", "")
+    assert (await http.get("/docs/oauth2-redirect")).status_code == 200
+    for asset in ("swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js", "favicon.png"):
+        assert (await http.get(f"/docs/assets/{asset}")).status_code == 200
+
+
+async def test_ready_once_every_service_was_seen_and_degraded_when_one_is_away(
+    start: GatewayFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "POLL_SECONDS", 0.05)
+    gateway = await start()
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http:
+
+        async def state() -> dict[str, Any]:
+            answer: dict[str, Any] = (await http.get("/health/ready")).json()
+            return answer
+
+        async def becomes(expected: dict[str, Any]) -> bool:
+            return await state() == expected
+
+        await eventually(lambda: becomes({"status": "ready", "upstreams": {"scripted": "up"}}))
+        await gateway.upstream.stop()
+        await eventually(lambda: becomes({"status": "degraded", "upstreams": {"scripted": "down"}}))
+        gateway.app.state.draining.set()
+        assert (await http.get("/health/ready")).status_code == 503
+
+
+async def test_not_ready_before_keys_and_services_were_seen(start: GatewayFactory) -> None:
+    gateway = await start(routes_url="http://127.0.0.1:1")
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http:
+        answer = await http.get("/health/ready")
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        assert "scripted" in answer.json()["detail"]
+        assert (await http.get("/health")).status_code == 200
+
+
+async def test_documents_of_the_services_are_merged_and_outlive_them(
+    start: GatewayFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "POLL_SECONDS", 0.05)
+    gateway = await start(control=documents)
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http:
+
+        async def paths() -> set[str]:
+            return set((await http.get("/openapi.json")).json()["paths"])
+
+        async def has_things() -> bool:
+            return "/open/things" in await paths()
+
+        await eventually(has_things)
+        assert "/internal" not in await paths()
+        codes = {entry["code"]: entry for entry in (await http.get("/errors")).json()}
+        assert codes["thing_broken"]["status"] == 409
+        assert codes["path_ambiguous"]["status"] == 400
+        await gateway.upstream.stop()
+        await eventually(lambda: not gateway.app.state.directory.services[0].alive)
+        assert await has_things()
+
+
+def test_components_that_collide_get_the_services_name() -> None:
+    other = {
+        "paths": {
+            "/open/others": {
+                "get": {"operationId": "list_things", "schema": {"$ref": "#/components/schemas/Thing"}}
+            }
+        },
+        "components": {"schemas": {"Thing": {"type": "string"}, "Same": {"type": "object"}}},
+    }
+    own = {"openapi": "3.1.0", "paths": {"/": {"get": {"operationId": "welcome"}}}, "components": {}}
+    merged = openapi.merge(own, {"first": DOCUMENT, "second": other}, prefixes=["/open"])
+    assert merged["components"]["schemas"] == {
+        "Thing": {"type": "object"},
+        "SecondThing": {"type": "string"},
+        "Same": {"type": "object"},
+    }
+    operation = merged["paths"]["/open/others"]["get"]
+    assert operation["schema"]["$ref"] == "#/components/schemas/SecondThing"
+    assert operation["operationId"] == "second_list_things"
+    assert set(merged["paths"]) == {"/", "/open/things", "/open/others"}
+
+
+def test_catalogues_are_ordered_and_each_code_stands_once() -> None:
+    merged = openapi.merge_catalogues(catalogue([InternalError]), [[{"code": "a"}], [{"code": "a", "x": 1}]])
+    assert [entry["code"] for entry in merged] == ["a", "internal_error"]
+    assert merged[0] == {"code": "a"}
+
+
+def test_g9_any_origin_with_credentials_refuses_to_start() -> None:
+    with pytest.raises(ValidationError, match="CORS_ORIGINS"):
+        GatewaySettings(cors_origins=("*",), cors_credentials=True)
+
+
+# The process itself
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "gateway", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_check_prints_the_effective_table() -> None:
+    done = run("check", GATEWAY_ITEMS_URL="http://items.example:8080")
+    assert done.returncode == 0
+    table = orjson.loads(done.stdout)
+    assert table["upstreams"]["items"]["url"] == "http://items.example:8080"
+    assert "/v1/users" in [route["prefix"] for route in table["routes"]]
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_bad_table_is_one_clear_sentence_and_exit_code_2(tmp_path: Path, command: str) -> None:
+    table = tmp_path / "routes.toml"
+    table.write_text('[upstreams.a]\nurl = "http://a"\n[[routes]]\nprefix = "/a"\nupstream = "b"\n')
+    done = run(command, GATEWAY_ROUTES=str(table))
+    assert done.returncode == 2
+    assert done.stderr == f"gateway: {table}, line 5: routes.0.upstream: there is no upstream 'b'.\n"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_serve_answers_on_every_worker_and_ends_cleanly_on_sigterm(
+    tmp_path: Path, issuer: TokenIssuer, workers: str
+) -> None:
+    port = free_port()
+    table = tmp_path / "routes.toml"
+    table.write_text(
+        '[upstreams.a]\nurl = "http://127.0.0.1:1"\n[[routes]]\nprefix = "/a"\nupstream = "a"\nauth = "none"\n'
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "gateway",
+        "serve",
+        env={
+            **os.environ,
+            "GATEWAY_ROUTES": str(table),
+            "GATEWAY_PORT": str(port),
+            "GATEWAY_WORKERS": workers,
+            "JWKS_URL": issuer.jwks_url,
+        },
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+
+        async def answers() -> bool:
+            async with raw_connection(url) as raw:
+                await raw.send(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n")
+                code: str = (await raw.response()).json()["code"]
+                return code == "upstream_unavailable"
+
+        assert await eventually(answers)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = await asyncio.wait_for(process.wait(), 20)
+    assert code in (0, -signal.SIGTERM)
