@@ -81,10 +81,11 @@ class Broker:
             self._connecting.cancel()
             with suppress(asyncio.CancelledError):
                 await self._connecting
-        self.connected.clear()
-        with suppress(Exception):  # NATS may be away: then there is nothing to flush to
-            async with asyncio.timeout(DRAIN_TIMEOUT):
-                await self._client.flush()
+        if self.connected.is_set():
+            self.connected.clear()
+            with suppress(Exception):  # NATS may go away just now: then there is nothing to flush to
+                async with asyncio.timeout(DRAIN_TIMEOUT):
+                    await self._client.flush()
         await self._client.close()
 
     async def publish(self, subject: str, payload: bytes = b"") -> None:

@@ -92,6 +92,10 @@ def catalogue(problems: Iterable[type[Problem]]) -> list[CatalogueEntry]:
     return [entries[code] for code in sorted(entries)]
 
 
+class StartupRefused(RuntimeError):
+    """The process cannot start as it is configured; the message is one sentence for whoever started it."""
+
+
 class InternalError(Problem):
     """Something failed that should not. Report it with the request id."""
 

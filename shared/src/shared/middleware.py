@@ -1,6 +1,8 @@
 """The one middleware of every service: request id, timing, access log, and a 500 that says nothing it should not."""
 
 import re
+import sys
+from contextlib import suppress
 from time import perf_counter
 
 import structlog
@@ -8,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import telemetry
-from shared.errors import PROBLEM_JSON, BodyTooLarge, InternalError, Problem
+from shared.errors import PROBLEM_JSON, BodyTooLarge, InternalError, Problem, StartupRefused
 from shared.ids import new_id
 from shared.logs import get_logger
 
@@ -36,8 +38,8 @@ class RequestContext:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await _start_or_say_why(self.app, scope, receive, send)
             return
         started = perf_counter()
         request_id = _request_id(scope)
@@ -86,6 +88,19 @@ class RequestContext:
                     ms=round((perf_counter() - started) * 1000, 1),
                 )
             structlog.contextvars.unbind_contextvars("request_id")
+
+
+async def _start_or_say_why(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run the lifespan; a refusal to start is reported by its sentence instead of a traceback."""
+
+    async def send_plainly(message: Message) -> None:
+        reason = sys.exception()  # Starlette sends while it handles what was raised
+        if message["type"] == "lifespan.startup.failed" and isinstance(reason, StartupRefused):
+            message = {**message, "message": str(reason)}
+        await send(message)
+
+    with suppress(StartupRefused):
+        await app(scope, receive, send_plainly)
 
 
 def _request_id(scope: Scope) -> str:

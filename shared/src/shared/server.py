@@ -2,8 +2,11 @@
 
 import argparse
 import asyncio
+import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -46,6 +49,15 @@ class _Config(uvicorn.Config):
         logs.configure(self._settings)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's server; one that stops because it was told to has succeeded."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature is uvicorn's
+        """Begin to stop. uvicorn would raise the signal again in the end, and die of it."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
 def run(
     settings: Settings,
     app: str,
@@ -63,13 +75,26 @@ def run(
         # A frame is made once for all sockets; compressed, it would be made anew for each.
         ws_per_message_deflate=False,
     )
+    listener = _bind(settings)
     if settings.workers > 1:
-        Multiprocess(config, sockets=[config.bind_socket()]).run()
+        Multiprocess(config, sockets=[listener]).run()
         return
-    server = uvicorn.Server(config)
-    server.run()
+    server = _Server(config)
+    server.run(sockets=[listener])
     if not server.started:
         sys.exit(STARTUP_FAILURE)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.bind_host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.bind_host, settings.port))
+    except OSError as error:
+        where = f"{settings.bind_host} port {settings.port}"
+        sys.exit(f"{settings.service}: cannot listen on {where}: {error.strerror}.")
+    listener.set_inheritable(True)
+    return listener
 
 
 def main(

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from sqlalchemy import func, select
 
 from shared.database import Database
+from shared.errors import StartupRefused
 from users.models import SigningKey
 
 _NONCE_BYTES = 12
@@ -30,7 +31,7 @@ _COORDINATE_BYTES = 32
 _FIRST_KEY_LOCK = 7_305_811_101
 
 
-class KeyEncryptionMismatch(RuntimeError):
+class KeyEncryptionMismatch(StartupRefused):
     """The stored signing keys were encrypted with another key than the one in settings."""
 
 
