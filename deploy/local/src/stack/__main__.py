@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None, *, system: System = TOLLHOUSE) -> i
         where = f"{failure.filename}: " if failure.filename else ""
         print(f"{where}{failure.strerror or failure}.", file=sys.stderr)  # noqa: T201
         return StackError.exit_code
+    except KeyboardInterrupt:  # before there was anything to stop
+        pass
     return 0
 
 

@@ -273,6 +273,7 @@ def _initdb(draft: Path, binaries: Path, account: Account | None, password: str,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=draft,
+        start_new_session=True,  # a Ctrl-C at the terminal is the supervisor's, not its
         env=_environment(),
         user=None if account is None else account.uid,
         group=None if account is None else account.gid,
