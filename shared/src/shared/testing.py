@@ -5,7 +5,7 @@ import inspect
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar, overload
 
@@ -62,13 +62,26 @@ def free_port() -> int:
     """Return a port on loopback that nobody listens on."""
     while True:
         port = random.choice(_PORTS)  # noqa: S311
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        if _is_free(port):
             return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def free_offset(ports: Sequence[int]) -> int:
+    """Return an offset such that nobody listens on any of `ports` moved by it."""
+    while True:
+        offset = random.randrange(5_000, _PORTS.stop - max(ports))  # noqa: S311
+        if all(_is_free(port + offset) for port in ports):
+            return offset
 
 
 class _Server(uvicorn.Server):

@@ -1,0 +1,128 @@
+"""The running system: the embedded stack, started once, or any other that BASE_URL names."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from journey import ADMIN_EMAIL, ADMIN_PASSWORD, PASSWORD, Person, System, unique_email
+
+from shared.testing import eventually, free_offset
+
+ACCESS_TOKEN_TTL = 40
+"""Seconds: short enough to see a token expire, long enough for any journey."""
+START_TIMEOUT = 120
+PORTS = (8000, 8001, 8002, 8003, 14222, 15432)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All journeys share one system, so one worker runs them all."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.xdist_group("e2e"))
+            item.add_marker(pytest.mark.timeout(180))
+
+
+@pytest.fixture(scope="session")
+def system() -> Iterator[System]:
+    """The system that the journeys use."""
+    if (url := os.environ.get("BASE_URL")) is not None:
+        yield System(url.rstrip("/"))
+        return
+    offset = free_offset(PORTS)
+    with tempfile.TemporaryDirectory(prefix="tollhouse-e2e-") as folder:
+        Path(folder).chmod(0o755)  # PostgreSQL runs as another account when the tests run as root
+        data_dir, log = Path(folder) / "data", Path(folder) / "log"
+        environment = {
+            **os.environ,
+            "DATA_DIR": str(data_dir),
+            "PORT_OFFSET": str(offset),
+            "LOG_FORMAT": "json",
+            "USERS_ACCESS_TOKEN_TTL": str(ACCESS_TOKEN_TTL),
+            "USERS_ADMIN_EMAIL": ADMIN_EMAIL,
+            "USERS_ADMIN_PASSWORD": ADMIN_PASSWORD,
+            "NOTIFICATIONS_MAILS_PER_HOUR": "1000",
+        }
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "stack", "run"], env=environment, stdout=output, stderr=output
+            )
+        try:
+            url = f"http://127.0.0.1:{8000 + offset}"
+            _wait_until_ready(url, process, log)
+            yield System(url, data_dir)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(timeout=60)
+            if code != 0:
+                pytest.fail(f"the system ended with code {code}:\n{log.read_text()[-4000:]}")
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    def is_ready() -> bool:
+        assert process.poll() is None, f"the system did not start:\n{log.read_text()[-4000:]}"
+        try:
+            return httpx.get(f"{url}/health/ready", trust_env=False).json().get("status") == "ready"
+        except (httpx.HTTPError, json.JSONDecodeError):
+            return False
+
+    asyncio.run(eventually(is_ready, within=START_TIMEOUT))
+
+
+Newcomer = Callable[[], Awaitable[Person]]
+
+
+@pytest.fixture
+async def newcomer(system: System) -> AsyncIterator[Newcomer]:
+    """Make people: `await newcomer()` registers one and logs in."""
+    async with AsyncExitStack() as stack:
+
+        async def make(email: str | None = None, password: str = PASSWORD) -> Person:
+            http = await stack.enter_async_context(
+                httpx.AsyncClient(base_url=system.url, trust_env=False, timeout=15)
+            )
+            person = Person(system, http, email=email or unique_email(), password=password)
+            await person.register()
+            await person.log_in()
+            return person
+
+        yield make
+
+
+@pytest.fixture
+async def ada(newcomer: Newcomer) -> Person:
+    """A person."""
+    return await newcomer()
+
+
+@pytest.fixture
+async def bob(newcomer: Newcomer) -> Person:
+    """Another person."""
+    return await newcomer()
+
+
+@pytest.fixture
+async def admin(system: System) -> AsyncIterator[Person]:
+    """The first admin."""
+    async with httpx.AsyncClient(base_url=system.url, trust_env=False, timeout=15) as http:
+        person = Person(system, http, email=ADMIN_EMAIL, password=ADMIN_PASSWORD)
+        await person.log_in()
+        yield person
+
+
+@pytest.fixture
+def embedded(system: System) -> System:
+    """The system, where the test may kill its processes."""
+    if system.data_dir is None:
+        pytest.skip("needs the embedded stack: BASE_URL names another system")
+    return system
