@@ -3,11 +3,7 @@
 
 BIN := .venv/bin
 PACKAGES := gateway items notifications shared stack users
-SOURCES := gateway shared services deploy/local tests-e2e conftest.py
-EMPTY :=
-SPACE := $(EMPTY) $(EMPTY)
-
-export MYPYPATH := $(subst $(SPACE),:,$(wildcard gateway/src shared/src services/*/src deploy/local/src))
+SOURCES := gateway shared services deploy/local tests-e2e
 
 .DEFAULT_GOAL := help
 .PHONY: help run dev test test-unit test-integration test-e2e test-soak lint format lock clean

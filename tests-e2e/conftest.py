@@ -72,7 +72,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
     def is_ready() -> bool:
         assert process.poll() is None, f"the system did not start:\n{log.read_text()[-4000:]}"
         try:
-            return httpx.get(f"{url}/health/ready", trust_env=False).json().get("status") == "ready"
+            return bool(httpx.get(f"{url}/health/ready", trust_env=False).json().get("status") == "ready")
         except (httpx.HTTPError, json.JSONDecodeError):
             return False
 

@@ -78,17 +78,20 @@ async def test_kill_9_of_nats_and_of_postgres_under_writes(embedded: System, ada
 
     writer = asyncio.create_task(write())
     for process in ("nats", "postgres"):
-        enough = len(created) + 5
-        await eventually(lambda enough=enough: len(created) >= enough, within=60)
+        await _grows(created)
         pid = embedded.kill(process)
         await embedded.restarted(process, pid)
-    enough = len(created) + 5
-    await eventually(lambda: len(created) >= enough, within=60)
+    await _grows(created)
     stop.set()
     await writer
 
     for item in created[-50:]:
         assert len(await ada.notified("item_created", item_id=item["id"])) == 1
+
+
+async def _grows(created: list[dict[str, object]]) -> None:
+    enough = len(created) + 5
+    await eventually(lambda: len(created) >= enough, within=60)
 
 
 async def test_without_nats_items_are_still_written_and_events_follow(embedded: System, ada: Person) -> None:
