@@ -2,7 +2,7 @@
 
 import sys
 
-from gateway.routes import RouteTable, RouteTableError, load
+from gateway.routes import RouteTable, RouteTableError
 from gateway.settings import GatewaySettings
 from shared.server import main, run
 
@@ -20,7 +20,7 @@ def check(settings: GatewaySettings) -> None:
 
 def _table(settings: GatewaySettings) -> RouteTable:
     try:
-        return load(settings.routes, urls=settings.upstream_urls)
+        return settings.route_table()
     except RouteTableError as error:
         for line in error.args:
             print(f"gateway: {line}", file=sys.stderr)  # noqa: T201

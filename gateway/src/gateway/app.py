@@ -20,7 +20,7 @@ from gateway.directory import TIMEOUT, Directory
 from gateway.errors import GATEWAY_PROBLEMS
 from gateway.headers import HSTS, SECURITY_HEADERS
 from gateway.proxy import Proxy
-from gateway.routes import Routes, RouteTable, load
+from gateway.routes import Routes, RouteTable
 from gateway.settings import GatewaySettings
 from gateway.upstream import Upstream
 from shared.app import create_app as create_base_app
@@ -67,7 +67,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     Raises:
         RouteTableError: the route table cannot be used.
     """
-    table = load(settings.routes, urls=settings.upstream_urls)
+    table = settings.route_table()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -104,6 +104,7 @@ def _proxy(settings: GatewaySettings, table: RouteTable, verifier: TokenVerifier
         {name: Upstream(name, upstream, loop) for name, upstream in table.upstreams.items()},
         verifier,
         cors=Cors(settings.cors_origins, credentials=settings.cors_credentials),
+        trusted_proxies=settings.trusted_proxies,
         headers=[*SECURITY_HEADERS, HSTS] if settings.hsts else SECURITY_HEADERS,
     )
 

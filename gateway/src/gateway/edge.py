@@ -10,6 +10,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.errors import PathAmbiguous
+from gateway.limits import address_key
 from gateway.paths import canonical
 from gateway.proxy import Exchange, Proxy
 from gateway.tunnel import Tunnel
@@ -31,16 +32,20 @@ class GatewayProtocol(EdgeProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.proxy: Proxy = config.loaded_app.state.proxy
         self.exchange: Exchange | None = None
+        self.address = self._peer = ""
         self.forwarded = b""
+        self._behind_proxy = False
         self.response_headers = self.proxy.own_headers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
-        address = self.client[0] if self.client else ""
-        self.forwarded = b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\n" % (
-            address.encode(),
-            (self.scheme or "http").encode(),
-        )
+        self._peer = self.client[0] if self.client else ""
+        self._behind_proxy = bool(self.proxy.trusted_proxies) and self.proxy.trusts(self._peer)
+        self._name_client(self._peer, self.scheme or "http")
+
+    def _name_client(self, address: str, scheme: str) -> None:
+        self.address = address_key(address)
+        self.forwarded = f"x-forwarded-for: {address}\r\nx-forwarded-proto: {scheme}\r\n".encode()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.exchange is not None:
@@ -61,6 +66,8 @@ class GatewayProtocol(EdgeProtocol):
             self.response_headers = self.proxy.headers_for(head)
             super().begin(head)
         else:
+            if self._behind_proxy:
+                self._name_client(*self.proxy.origin_of(head, self._peer, self.scheme or "http"))
             self.exchange = exchange = Exchange(self.proxy, self, route, path, query)
             exchange.start()
 
@@ -82,6 +89,8 @@ class GatewayProtocol(EdgeProtocol):
         if head.upgrade != b"websocket" or route is None or not route.websocket:
             self.begin(head)
             return data[end:]
+        if self._behind_proxy:
+            self._name_client(*self.proxy.origin_of(head, self._peer, self.scheme or "http"))
         self.sweep.discard(self)
         self.connections.discard(self)
         tunnel = Tunnel(self.proxy, self, route, path, query)

@@ -22,6 +22,24 @@ class OriginForbidden(Problem):
     title = "Origin forbidden"
 
 
+class RateLimited(Problem):
+    """Too many requests from this user or address. Wait for as long as Retry-After says."""
+
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests"
+
+    def __init__(self, limit: str, policy: str, *, retry_after: int) -> None:
+        super().__init__(
+            f"The limit {limit!r} is spent; try again in {retry_after} s.",
+            headers={
+                "Retry-After": str(retry_after),
+                "RateLimit-Policy": policy,
+                "RateLimit": f'"{limit}";r=0;t={retry_after}',
+            },
+        )
+
+
 class UpgradeRequired(Problem):
     """This path is a WebSocket; open it as one."""
 
@@ -77,6 +95,7 @@ class UpstreamTimeout(Problem):
 GATEWAY_PROBLEMS: tuple[type[Problem], ...] = (
     PathAmbiguous,
     OriginForbidden,
+    RateLimited,
     UpgradeRequired,
     UpstreamFailed,
     UpstreamUnavailable,

@@ -5,7 +5,8 @@ An exchange knows its client only as `Client`, so that the wire's rules stay in 
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from time import perf_counter
 from typing import Any, Final, Protocol
 
@@ -47,7 +48,9 @@ class Client(Protocol):
     head: RequestHead
     draining: bool
     forwarded: bytes
-    """The X-Forwarded-* fields of this connection."""
+    """The X-Forwarded-For and -Proto fields of this request."""
+    address: str
+    """Whom this request counts against where its user is not known (limits.address_key)."""
 
     @property
     def body_complete(self) -> bool:
@@ -68,11 +71,13 @@ class Proxy:
         *,
         cors: Cors,
         headers: Headers,
+        trusted_proxies: Iterable[IPv4Network | IPv6Network] = (),
     ) -> None:
         self.routes = routes
         self.upstreams = upstreams
         self.verifier = verifier
         self.cors = cors
+        self.trusted_proxies = tuple(trusted_proxies)
         self.filter = RequestFilter()
         self.own_headers = headers
         """Fields of every response."""
@@ -95,6 +100,32 @@ class Proxy:
             *((name, value) for name, _, value in (line.partition(b": ") for line in lines)),
         ]
 
+    def trusts(self, address: str) -> bool:
+        """Whether what `address` says about clients behind it is believed."""
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self.trusted_proxies)
+
+    def origin_of(self, head: RequestHead, peer: str, scheme: str) -> tuple[str, str]:
+        """Return address and scheme of the client behind trusted proxies: the last that no trusted proxy has."""
+        fields: dict[bytes, bytes] = {}
+        for name, value in head.headers:
+            if name in (b"x-forwarded-for", b"x-forwarded-proto"):
+                fields[name] = fields[name] + b"," + value if name in fields else value
+        if fields.get(b"x-forwarded-proto") in (b"http", b"https"):
+            scheme = fields[b"x-forwarded-proto"].decode()
+        address = peer
+        for hop in reversed(fields.get(b"x-forwarded-for", b"").split(b",")):
+            if not self.trusts(address):
+                break
+            claimed = hop.strip(b" \t").decode("latin-1")
+            if not _is_address(claimed):
+                break
+            address = claimed
+        return address, scheme
+
     async def aclose(self) -> None:
         """Cancel what is under way and close the pools."""
         tasks = list(self._tasks)
@@ -103,6 +134,14 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
         for upstream in self.upstreams.values():
             await upstream.aclose()
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def bearer_of(authorization: bytes | None) -> str | None:
@@ -141,6 +180,7 @@ class Exchange:
         "_has_body",
         "_held",
         "_held_bytes",
+        "_limited",
         "_out",
         "_received",
         "_rechunk",
@@ -180,6 +220,7 @@ class Exchange:
         self._received = 0
         self._retries = route.retries if head.method in IDEMPOTENT and not self._has_body else 0
         self._out: list[bytes] = []
+        self._limited = b""
         self._rechunk = False
         self._flushed = False
         self._done = False
@@ -200,20 +241,32 @@ class Exchange:
             if head.content_length is not None and head.content_length > route.body_limit:
                 raise BodyTooLarge(f"At most {route.body_limit} bytes are accepted here.")
             policy = route.policy(head.method, self.path)
-            if policy.auth != "none":
-                token = bearer_of(self._fields.authorization)
-                if token is not None:
-                    principal = self.proxy.verifier.cached(token)
-                    if principal is None:
-                        self._verifying = self.proxy.spawn(self._verify(token, policy))
-                        return
-                    check_scopes(principal, policy)
-                elif policy.auth == "required":
-                    raise NotAuthenticated
+            token = bearer_of(self._fields.authorization) if policy.auth != "none" else None
+            principal = self.proxy.verifier.cached(token) if token is not None else None
+            self._limited = self._spend(policy, principal, anonymous=token is None)
+            if principal is not None:
+                check_scopes(principal, policy)
+            elif token is not None:
+                self._verifying = self.proxy.spawn(self._verify(token, policy))
+                return
+            elif policy.auth == "required":
+                raise NotAuthenticated
         except Problem as problem:
             self.answer(problem)
             return
         self._forward()
+
+    def _spend(self, policy: Policy, principal: Principal | None, *, anonymous: bool) -> bytes:
+        """Count the request against its limits; return the fields that tell the client."""
+        now = self.client.loop.time()
+        limit = policy.limit
+        known = principal is not None and not limit.per_address
+        left = limit.take(
+            (principal.issuer, principal.id) if known and principal else self.client.address, now
+        )
+        if anonymous and self.route.anonymous_limit is not None:
+            self.route.anonymous_limit.take(self.client.address, now)
+        return b"ratelimit-policy: %b\r\nratelimit: %b\r\n" % (limit.policy, left)
 
     async def _verify(self, token: str, policy: Policy) -> None:
         """The slow path: the token is not in the cache."""
@@ -400,8 +453,9 @@ class Exchange:
 
     def _own_lines(self) -> bytes:
         """Return the gateway's own fields, and the end of the head."""
-        return b"%b%bx-request-id: %b\r\nx-process-time-ms: %.2f\r\n%b\r\n" % (
+        return b"%b%b%bx-request-id: %b\r\nx-process-time-ms: %.2f\r\n%b\r\n" % (
             self.proxy.own_lines,
+            self._limited,
             self.proxy.cors.lines(self._fields.origin),
             self.request_id,
             (perf_counter() - self.client.started) * 1000,

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gateway.limits import LimitSettings, RateLimit
+
 Auth = Literal["required", "optional", "none"]
 """`required`: 401 without a token. `optional`: a token is not needed, but a bad one is a 401. `none`: not looked at."""
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -56,6 +58,9 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+DEFAULT_LIMIT = "default"
+
+
 class UpstreamSettings(_Entry):
     """A service and what may be asked of it at once. Times in seconds."""
 
@@ -88,6 +93,7 @@ class Rule(_Entry):
     methods: tuple[Method, ...] = ALL_METHODS
     auth: Auth = "required"
     scopes: tuple[str, ...] = ()
+    limit: str | None = Field(None, description="A limit of its own, instead of the route's.")
 
 
 class RouteSettings(_Entry):
@@ -99,6 +105,8 @@ class RouteSettings(_Entry):
     scopes: tuple[str, ...] = Field((), description="Scopes that a token must have.")
     methods: tuple[Method, ...] = ALL_METHODS
     rules: tuple[Rule, ...] = ()
+    limit: str = Field(DEFAULT_LIMIT, description="Which of [limits] holds.")
+    anonymous_limit: str | None = Field(None, description="A further limit for requests without a token.")
     websocket: bool = Field(False, description="The prefix is a WebSocket.")
     streaming: bool = Field(
         False, description="Responses may last for ever; they end when the gateway drains."
@@ -120,12 +128,18 @@ class RouteSettings(_Entry):
 class RouteTable(_Entry):
     """The whole file."""
 
+    limits: dict[str, LimitSettings] = {DEFAULT_LIMIT: LimitSettings(quota=400, window=2.0)}
     upstreams: dict[str, UpstreamSettings]
     routes: tuple[RouteSettings, ...]
 
 
-def load(path: Path = DEFAULT_TABLE, *, urls: Mapping[str, str] | None = None) -> RouteTable:
-    """Read the table; `urls` replace those of the upstreams they name.
+def load(
+    path: Path = DEFAULT_TABLE,
+    *,
+    urls: Mapping[str, str] | None = None,
+    limits: Mapping[str, Mapping[str, object]] | None = None,
+) -> RouteTable:
+    """Read the table; `urls` replace those of the upstreams they name, `limits` the values they name.
 
     Raises:
         RouteTableError: it cannot be read, or something in it is wrong.
@@ -138,6 +152,8 @@ def load(path: Path = DEFAULT_TABLE, *, urls: Mapping[str, str] | None = None) -
     for name, url in (urls or {}).items():
         if name in document.get("upstreams", {}):
             document["upstreams"][name]["url"] = url
+    for name, values in (limits or {}).items():
+        document.setdefault("limits", {}).setdefault(name, {}).update(values)
     try:
         table = RouteTable.model_validate(document)
         mistakes = list(_contradictions(table))
@@ -161,6 +177,17 @@ def _contradictions(table: RouteTable) -> Iterator[tuple[_Place, str]]:
         if route.prefix in seen:
             yield ("routes", index, "prefix"), f"there is another route for {route.prefix}"
         seen.add(route.prefix)
+        rules = (
+            (("routes", index, "rules", number, "limit"), rule.limit)
+            for number, rule in enumerate(route.rules)
+        )
+        named = (
+            (("routes", index, "limit"), route.limit),
+            (("routes", index, "anonymous_limit"), route.anonymous_limit),
+        )
+        for place, limit in (*named, *rules):
+            if limit is not None and limit not in table.limits:
+                yield place, f"there is no limit {limit!r}"
 
 
 def _sentence(path: Path, text: str, place: _Place, reason: str) -> str:
@@ -194,13 +221,14 @@ def _line_of(text: str, place: _Place) -> int:
 
 
 class Policy:
-    """Who may do it."""
+    """Who may do it, and how often."""
 
-    __slots__ = ("auth", "scopes")
+    __slots__ = ("auth", "limit", "scopes")
 
-    def __init__(self, auth: Auth, scopes: Iterable[str]) -> None:
+    def __init__(self, auth: Auth, scopes: Iterable[str], limit: RateLimit) -> None:
         self.auth = auth
         self.scopes = tuple(scopes)
+        self.limit = limit
 
 
 class Route:
@@ -211,6 +239,7 @@ class Route:
         "_default",
         "_exact",
         "allow",
+        "anonymous_limit",
         "body_limit",
         "methods",
         "prefix",
@@ -221,7 +250,7 @@ class Route:
         "websocket",
     )
 
-    def __init__(self, settings: RouteSettings) -> None:
+    def __init__(self, settings: RouteSettings, limits: Mapping[str, RateLimit]) -> None:
         self.prefix = settings.prefix.encode()
         self.upstream = settings.upstream
         self.websocket = settings.websocket
@@ -231,11 +260,12 @@ class Route:
         self.retries = settings.retries
         self.methods = frozenset(_with_head(settings.methods))
         self.allow = ", ".join([*_with_head_names(settings.methods), "OPTIONS"])
-        self._default = Policy(settings.auth, settings.scopes)
+        self.anonymous_limit = limits[settings.anonymous_limit] if settings.anonymous_limit else None
+        self._default = Policy(settings.auth, settings.scopes, limits[settings.limit])
         self._exact: dict[tuple[bytes, bytes], Policy] = {}
         self._below: list[tuple[bytes, frozenset[bytes], Policy]] = []
         for rule in settings.rules:
-            policy = Policy(rule.auth, rule.scopes)
+            policy = Policy(rule.auth, rule.scopes, limits[rule.limit or settings.limit])
             methods = frozenset(_with_head(rule.methods))
             for path in rule.paths:
                 if path.endswith("/*"):
@@ -267,7 +297,8 @@ class Routes:
     """Finds the route of a path: the longest prefix that ends where a segment ends."""
 
     def __init__(self, table: RouteTable) -> None:
-        self._by_prefix = {route.prefix.encode(): Route(route) for route in table.routes}
+        self.limits = {name: RateLimit(name, settings) for name, settings in table.limits.items()}
+        self._by_prefix = {route.prefix.encode(): Route(route, self.limits) for route in table.routes}
         self._depth = max(prefix.count(b"/") for prefix in self._by_prefix)
 
     def __iter__(self) -> Iterator[Route]:

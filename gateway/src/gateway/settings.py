@@ -1,11 +1,11 @@
 """The gateway's settings; what concerns single routes stands in the route table."""
 
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import AnyHttpUrl, Field, model_validator
+from pydantic import AnyHttpUrl, Field, IPvAnyNetwork, model_validator
 
-from gateway.routes import DEFAULT_TABLE
+from gateway.routes import DEFAULT_TABLE, RouteTable, load
 from shared.settings import Port, Settings
 
 
@@ -20,6 +20,14 @@ class GatewaySettings(Settings):
     items_url: AnyHttpUrl | None = Field(None, description="The items service. Default: the route table's.")
     notifications_url: AnyHttpUrl | None = Field(
         None, description="The notifications service. Default: the route table's."
+    )
+    limits: dict[str, dict[str, Any]] = Field(
+        {},
+        description='Values of the route table\'s limits to replace, as JSON: {"default": {"quota": 4000}}.',
+    )
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Networks of proxies in front whose X-Forwarded-For and -Proto are believed, as a JSON array.",
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="Origins whose pages may call and open WebSockets, as a JSON array. `*` means any."
@@ -38,3 +46,11 @@ class GatewaySettings(Settings):
         """URLs that replace those of the route table, by upstream."""
         urls = {"users": self.users_url, "items": self.items_url, "notifications": self.notifications_url}
         return {name: str(url) for name, url in urls.items() if url is not None}
+
+    def route_table(self) -> RouteTable:
+        """Read the route table with what these settings replace in it.
+
+        Raises:
+            RouteTableError: it cannot be used.
+        """
+        return load(self.routes, urls=self.upstream_urls, limits=self.limits)

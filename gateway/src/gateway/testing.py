@@ -201,6 +201,12 @@ OPTIONS: dict[str, float] = {
     "idle_timeout": 0.5,
 }
 ROUTES = """
+[limits]
+default = {{ quota = 10000, window = 1 }}
+tight = {{ quota = 3, window = 60 }}
+tight-address = {{ quota = 3, window = 60, per_address = true }}
+shadow = {{ quota = 3, window = 60, shadow = true }}
+
 [upstreams.scripted]
 url = "{url}"
 {options}
@@ -226,6 +232,29 @@ auth = "required"
 [[routes.rules]]
 paths = ["/admin", "/admin/*"]
 scopes = ["things:admin"]
+
+[[routes]]
+prefix = "/limited"
+upstream = "scripted"
+auth = "optional"
+limit = "tight"
+
+[[routes.rules]]
+paths = ["/address"]
+limit = "tight-address"
+auth = "optional"
+
+[[routes.rules]]
+paths = ["/shadow"]
+limit = "shadow"
+auth = "optional"
+
+[[routes]]
+prefix = "/ws/limited"
+upstream = "scripted"
+auth = "optional"
+websocket = true
+anonymous_limit = "tight-address"
 
 [[routes]]
 prefix = "/stream"

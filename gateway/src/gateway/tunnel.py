@@ -175,6 +175,7 @@ class Tunnel:
         self._connections = edge.connections
         self._head = edge.head
         self._forwarded = edge.forwarded
+        self._address = edge.address
         self._transport = edge.transport
         self._started = edge.started
         self._path = path
@@ -252,6 +253,8 @@ class Tunnel:
 
     async def _authenticate(self, subprotocol_token: bytes | None) -> None:
         policy = self.route.policy(b"GET", self._path)
+        now = self._loop.time()
+        policy.limit.take(self._address, now)
         if policy.auth == "none":
             return
         token = (
@@ -262,6 +265,8 @@ class Tunnel:
         if token is None:
             if policy.auth == "required":
                 raise NotAuthenticated
+            if self.route.anonymous_limit is not None:
+                self.route.anonymous_limit.take(self._address, now)
             return
         verifier = self.proxy.verifier
         check_scopes(verifier.cached(token) or await verifier.verify(token), policy)
