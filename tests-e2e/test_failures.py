@@ -19,6 +19,7 @@ async def test_nothing_is_lost_when_a_service_restarts(embedded: System, ada: Pe
 
     pid = embedded.kill(service, signal.SIGTERM)
     during = await eventually(lambda: _offer(ada, "during"), within=60)
+    assert during is not None
     await embedded.restarted(service, pid)
     after = await ada.offer("after")
 
