@@ -1,15 +1,22 @@
 """Runs a service's Alembic migrations, one migrator at a time, never holding a lock others queue behind for long."""
 
 import importlib
+import sys
 from pathlib import Path
 
 from alembic import command, context
 from alembic.config import Config
 from sqlalchemy import MetaData, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 
 from shared.settings import DatabaseSettings
 
 LOCK_TIMEOUT = "2s"
+_SESSION = (
+    f"SET lock_timeout = '{LOCK_TIMEOUT}'",
+    "SET statement_timeout = 0",
+)
+"""A long backfill is the migration's own business, a queue behind its locks is not."""
 _MIGRATION_LOCK = 7_305_811_001
 """Session advisory lock that makes concurrent migrators wait for each other."""
 
@@ -32,15 +39,29 @@ def migrations_dir(settings: DatabaseSettings) -> Path:
 
 
 def upgrade(settings: DatabaseSettings) -> None:
-    """Bring the database to the newest revision."""
-    command.upgrade(alembic_config(settings), "head")
+    """Bring the database to the newest revision, or end the process with one sentence when it cannot be worked with."""
+    try:
+        command.upgrade(alembic_config(settings), "head")
+    except OperationalError as error:
+        reason = str(error.orig).strip().partition("\n")[0]
+        sys.exit(f"{settings.service}: the database could not be migrated: {reason}")
 
 
 def run_env(*metadata: MetaData) -> None:
     """Do the work of a service's Alembic `env.py`."""
-    connection = context.config.attributes.get("connection")
-    if connection is not None:  # a test's own connection
-        context.configure(connection=connection, target_metadata=list(metadata), compare_server_default=True)
+    engine = context.config.attributes.get("connection")
+    if engine is not None:  # a test's own database
+        with engine.connect() as connection:
+            context.configure(
+                connection=connection, target_metadata=list(metadata), compare_server_default=True
+            )
+            with context.begin_transaction():
+                context.run_migrations()
+        return
+    if context.is_offline_mode():  # `upgrade --sql`: the statements, for review
+        context.configure(dialect_name="postgresql", literal_binds=True, transaction_per_migration=True)
+        for setting in _SESSION:
+            context.execute(setting)
         with context.begin_transaction():
             context.run_migrations()
         return
@@ -48,10 +69,12 @@ def run_env(*metadata: MetaData) -> None:
     engine = create_engine(url, connect_args={"connect_timeout": 10})
     try:
         with engine.connect() as connection:
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
-            connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-            # A long backfill is the migration's own business, a queue behind its locks is not.
+            # Another migrator is waited for as long as it takes, whatever the role's own time-outs are.
             connection.execute(text("SET statement_timeout = 0"))
+            connection.execute(text("SET lock_timeout = 0"))
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+            for setting in _SESSION:
+                connection.execute(text(setting))
             connection.commit()
             context.configure(
                 connection=connection, target_metadata=list(metadata), transaction_per_migration=True
