@@ -3,10 +3,10 @@
 
 BIN := .venv/bin
 PACKAGES := gateway items notifications shared stack users
-SOURCES := gateway shared services deploy/local tests-e2e
+SOURCES := contracts docs/examples gateway shared services deploy/local tests-e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-unit test-integration test-e2e test-soak lint format lock clean
+.PHONY: help run dev test test-unit test-integration test-e2e test-soak lint format contracts lock clean
 
 help: ## List the targets
 	@echo "Tollhouse: FastAPI services behind one gateway."
@@ -48,6 +48,9 @@ lint: .venv/.synced ## Check style, formatting, types and import rules
 format: .venv/.synced ## Repair style and formatting
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+contracts: .venv/.synced ## Write contracts/ anew after a wanted change of an API or event
+	@$(BIN)/python -m contracts.generate
 
 lock: .venv/.synced ## Bring uv.lock up to the pyproject files
 	@$(BIN)/uv lock

@@ -64,5 +64,20 @@ class ItemDeleted(_ItemEvent):
     type: ClassVar[str] = "items.item.deleted.v1"
 
 
-PUBLISHED: tuple[type[Event], ...] = (ItemCreated, ItemUpdated, ItemDeleted)
-"""Every event type of this service; contracts/ holds an example of each."""
+_COMPASS = {
+    "id": 42,
+    "name": "Brass compass",
+    "description": "Points north, mostly.",
+    "price": "19.99",
+    "in_stock": True,
+    "owner_id": 7,
+    "created_at": "2026-01-02T03:04:05+00:00",
+    "actor_id": 7,
+}
+
+EXAMPLES: tuple[Event, ...] = (
+    ItemCreated.model_validate({**_COMPASS, "version": 1, "updated_at": "2026-01-02T03:04:05+00:00"}),
+    ItemUpdated.model_validate({**_COMPASS, "version": 2, "updated_at": "2026-01-03T03:04:05+00:00"}),
+    ItemDeleted.model_validate({**_COMPASS, "version": 3, "updated_at": "2026-01-04T03:04:05+00:00"}),
+)
+"""One of every event type of this service, as contracts/ shows them."""

@@ -1,6 +1,6 @@
 """Events that the notifications service publishes. None carries a mail's address, subject or body."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
 
 from notifications.models import MailJob, Notification
@@ -71,5 +71,16 @@ class MailFailed(_MailEvent):
     type: ClassVar[str] = "notifications.email.failed.v1"
 
 
-PUBLISHED: tuple[type[Event], ...] = (NotificationCreated, MailSent, MailFailed)
-"""Every event type of this service; contracts/ holds an example of each."""
+EXAMPLES: tuple[Event, ...] = (
+    NotificationCreated(
+        id=5,
+        user_id=7,
+        kind="item_created",
+        title="“Brass compass” is on offer",
+        data={"item_id": 42, "name": "Brass compass"},
+        created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+    ),
+    MailSent(id=3, user_id=7, attempts=1),
+    MailFailed(id=4, user_id=7, attempts=8),
+)
+"""One of every event type of this service, as contracts/ shows them."""

@@ -28,5 +28,5 @@ class UserRegistered(Event):
         return self.version
 
 
-PUBLISHED: tuple[type[Event], ...] = (UserRegistered,)
-"""Every event type of this service; contracts/ holds an example of each."""
+EXAMPLES: tuple[Event, ...] = (UserRegistered(id=7, version=1),)
+"""One of every event type of this service, as contracts/ shows them."""

@@ -1,0 +1,61 @@
+"""Writes the contracts: an example of every published event, and the OpenAPI document of every service.
+
+`make contracts` runs it after a wanted change; a test compares what it writes with what is committed, so that no
+contract changes unnoticed.
+"""
+
+import importlib
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import orjson
+from pydantic import SecretStr
+
+from shared.events import Event, encode
+
+SERVICES = ("items", "notifications", "users")
+EVENT_ID = "01942a60-7b85-7000-8000-000000000000"
+TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def generate(folder: Path) -> None:
+    """Write every contract below `folder`."""
+    for service in SERVICES:
+        for event in examples(service):
+            envelope = orjson.loads(encode(event, event_id=EVENT_ID, time=TIME).payload)
+            _write(folder / "events" / f"{event.type}.json", envelope)
+        _write(folder / "openapi" / f"{service}.json", _openapi(service))
+
+
+def examples(service: str) -> tuple[Event, ...]:
+    """Return the events that a service gives as examples of what it publishes."""
+    module = importlib.import_module(f"{service}.events")
+    found: tuple[Event, ...] = module.EXAMPLES
+    return found
+
+
+def _openapi(service: str) -> dict[str, Any]:
+    app: ModuleType = importlib.import_module(f"{service}.app")
+    settings_module: ModuleType = importlib.import_module(f"{service}.settings")
+    settings_class = getattr(settings_module, f"{service.capitalize()}Settings")
+    settings = settings_class.model_construct(
+        **{
+            **{name: field.get_default() for name, field in settings_class.model_fields.items()},
+            "database_url": SecretStr("postgresql://nobody@127.0.0.1/none"),
+        }
+    )
+    document: dict[str, Any] = app.create_app(settings).openapi()
+    return document
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)

@@ -1,0 +1,78 @@
+"""Nobody changes a contract by accident, and every consumer can read what its producers publish."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from contracts.generate import SERVICES, examples, generate
+from notifications import inbound
+from notifications.handlers import HANDLERS
+from shared.events import Envelope, Event
+
+CONTRACTS = Path(__file__).parent
+
+
+def test_the_committed_contracts_are_what_the_services_publish(tmp_path: Path) -> None:
+    generate(tmp_path)
+
+    def contents(folder: Path) -> dict[str, str]:
+        return {
+            str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in folder.rglob("*.json")
+        }
+
+    assert contents(tmp_path) == contents(CONTRACTS), "wanted? then run: make contracts"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_event_type_has_an_example(service: str) -> None:
+    module = f"{service}.events"
+    published = {
+        kind.type for kind in _all_events(Event) if kind.__module__ == module and "type" in kind.__dict__
+    }
+    assert published == {event.type for event in examples(service)}
+
+
+def _all_events(base: type[Event]) -> list[type[Event]]:
+    return [kind for child in base.__subclasses__() for kind in (child, *_all_events(child))]
+
+
+@pytest.mark.parametrize(
+    ("event_type", "model"),
+    [
+        ("users.user.registered.v1", inbound.UserRegistered),
+        ("items.item.created.v1", inbound.ItemChanged),
+        ("items.item.updated.v1", inbound.ItemChanged),
+        ("items.item.deleted.v1", inbound.ItemChanged),
+    ],
+)
+def test_notifications_can_read_what_it_consumes(
+    event_type: str, model: type[inbound.UserRegistered | inbound.ItemChanged]
+) -> None:
+    example = json.loads((CONTRACTS / "events" / f"{event_type}.json").read_text(encoding="utf-8"))
+    envelope = Envelope.model_validate(example)
+
+    assert event_type in HANDLERS
+    assert model.model_validate(envelope.data)
+    assert model.model_validate({**envelope.data, "a_new_field": 1}), "an added field breaks nobody"
+
+
+def test_every_handled_type_is_checked_here() -> None:
+    assert set(HANDLERS) == {
+        "users.user.registered.v1",
+        "items.item.created.v1",
+        "items.item.updated.v1",
+        "items.item.deleted.v1",
+    }
+
+
+@pytest.mark.parametrize("path", sorted(CONTRACTS.glob("events/*.json")), ids=lambda path: path.stem)
+def test_events_are_cloudevents_without_secrets(path: Path) -> None:
+    event = json.loads(path.read_text(encoding="utf-8"))
+
+    assert event["specversion"] == "1.0"
+    assert event["type"] == path.stem
+    assert event["source"] == f"/tollhouse/{path.stem.partition('.')[0]}"
+    assert isinstance(event["subject"], str)
+    assert event["dataschema"].endswith(path.stem)
+    assert not {"email", "password", "token", "recipient", "body"} & event["data"].keys()
