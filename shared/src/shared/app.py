@@ -11,7 +11,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.params import Form
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -36,6 +35,7 @@ from shared.errors import (
 from shared.health import Check, health_routes
 from shared.logs import get_logger
 from shared.middleware import RequestContext, request_id_of
+from shared.problem_document import PROBLEM_RESPONSES, describe_problems
 from shared.settings import Settings
 
 log = get_logger(__name__)
@@ -48,17 +48,6 @@ MAX_NAME_SHOWN = 100
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-
-
-class ProblemDocument(BaseModel):
-    """RFC 9457 problem details."""
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    request_id: str
 
 
 def create_app(
@@ -86,6 +75,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
+        responses=PROBLEM_RESPONSES,
         generate_unique_id_function=lambda route: route.name,
         # The instrumentation package traces requests (telemetry.py); twice would be once too often.
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -96,6 +86,7 @@ def create_app(
     for router in routers:
         app.include_router(router)
     app.include_router(health_routes(checks or {}))
+    describe_problems(app)
     _serve_catalogue(app, (*COMMON_PROBLEMS, *problems))
     for error, handler in _HANDLERS.items():
         app.add_exception_handler(error, handler)
