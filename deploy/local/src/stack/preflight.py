@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,10 @@ MARKER = "TOLLHOUSE_STACK"
 """Environment variable of every process of a stack; its value is the DATA_DIR."""
 LEFTOVER_PATIENCE = 5.0
 """Seconds leftovers get to end by themselves before they are killed."""
+
+PORT_PATIENCE = 1.0
+"""Seconds a busy port gets to become free."""
+PORT_POLL = 0.05
 
 
 @contextmanager
@@ -86,15 +91,24 @@ def end_leftovers(data_dir: Path) -> int:
 
 def check_ports(wanted: Mapping[str, tuple[str, int]]) -> None:
     """StackError unless every (address, port) in `wanted`, by the name of its process, can be listened on."""
+    deadline = time.monotonic() + PORT_PATIENCE
     for name, (host, port) in wanted.items():
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((host, port))
-                probe.listen(1)
-        except OSError as failure:
-            raise StackError(_port_problem(name, host, port, failure)) from None
+        while (failure := _listening_fails(host, port)) is not None:
+            # A process that was killed a moment ago can hold its port longer than it can be seen.
+            if failure.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise StackError(_port_problem(name, host, port, failure)) from None
+            time.sleep(PORT_POLL)
+
+
+def _listening_fails(host: str, port: int) -> OSError | None:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen(1)
+    except OSError as failure:
+        return failure
+    return None
 
 
 def _port_problem(name: str, host: str, port: int, failure: OSError) -> str:

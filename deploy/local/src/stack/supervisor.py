@@ -22,6 +22,7 @@ from stack.settings import StackSettings
 
 POSTGRES_STOP_TIMEOUT = 20.0
 """Seconds for PostgreSQL's fast shutdown, which writes a checkpoint; then the immediate one, which is recovered from."""
+POSTGRES_ATTEMPTS = 6
 NATS_STOP_TIMEOUT = 10.0
 SERVICE_STOP_MARGIN = 5.0
 """Seconds on top of SHUTDOWN_TIMEOUT before a service that still drains is killed."""
@@ -137,7 +138,8 @@ class Supervisor:
             stop_signal=signal.SIGINT,
             kill_signal=signal.SIGQUIT,
             stop_timeout=POSTGRES_STOP_TIMEOUT,
-            patience=replace(self._patience, start=postgres.READY_TIMEOUT),
+            # After a kill it refuses to start until the last of its orphans is gone, hence the attempts.
+            patience=replace(self._patience, start=postgres.READY_TIMEOUT, attempts=POSTGRES_ATTEMPTS),
         )
         self._progress("postgres", f"ready on port {port}")
         await asyncio.to_thread(self._create_databases, cluster.dsn(port))
