@@ -1,6 +1,7 @@
 """What the gateway itself owns: health, readiness, one document and one catalogue of all services, docs, its own command."""
 
 import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from gateway import directory, openapi
+from gateway.accesslog import FLUSH_LINES, AccessLog
 from gateway.settings import GatewaySettings
 from gateway.testing import Gateway, GatewayFactory, Peer
 from shared.errors import InternalError, catalogue
@@ -233,19 +235,41 @@ async def test_serve_answers_on_every_worker_and_ends_cleanly_on_sigterm(
             "GATEWAY_WORKERS": workers,
             "JWKS_URL": issuer.jwks_url,
         },
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
     )
     url = f"http://127.0.0.1:{port}"
     try:
 
         async def answers() -> bool:
             async with raw_connection(url) as raw:
-                await raw.send(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n")
+                await raw.send(b"GET /a?code=secret HTTP/1.1\r\nHost: a\r\nX-Request-ID: mine\r\n\r\n")
                 code: str = (await raw.response()).json()["code"]
                 return code == "upstream_unavailable"
 
         assert await eventually(answers)
     finally:
         process.send_signal(signal.SIGTERM)
-        code = await asyncio.wait_for(process.wait(), 20)
-    assert code in (0, -signal.SIGTERM)
+        output, _ = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode in (0, -signal.SIGTERM)
+    served = [orjson.loads(line) for line in output.splitlines() if b'"request.served"' in line]
+    assert {"method": "GET", "path": "/a", "status": 503, "request_id": "mine"}.items() <= served[0].items()
+    assert b"secret" not in output
+
+
+def test_access_log_waits_a_little_and_never_long(capsys: pytest.CaptureFixture[str]) -> None:
+    out = io.BytesIO()
+
+    async def note() -> None:
+        log = AccessLog(GatewaySettings(log_format="json"), out)
+        for number in range(FLUSH_LINES + 1):
+            log.note("request.served", path="/x", number=number)
+        assert out.getvalue().count(b"\n") == FLUSH_LINES
+        await eventually(lambda: out.getvalue().count(b"\n") == FLUSH_LINES + 1)
+        AccessLog(GatewaySettings(log_format="json", log_level="warning"), out).note("request.served")
+        AccessLog(GatewaySettings(log_format="console")).note("request.served", path="/y")
+
+    asyncio.run(note())
+    lines = [orjson.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["number"] for line in lines] == list(range(FLUSH_LINES + 1))
+    assert {line["event"] for line in lines} == {"request.served"}
+    assert "/y" in capsys.readouterr().out

@@ -165,6 +165,7 @@ async def test_response_fields_pass_but_for_those_of_the_connection(start: Gatew
     assert answer.field("content-security-policy") == "frame-ancestors 'none'"
     assert answer.field("referrer-policy") == "no-referrer"
     assert float(answer.field("x-process-time-ms") or "nan") > 0
+    assert (answer.field("date") or "").endswith("GMT")
     for name in ("server", "connection", "x-hop", "keep-alive", "access-control-allow-origin"):
         assert answer.field(name) is None
 

@@ -15,6 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
 from gateway import openapi
+from gateway.accesslog import AccessLog
 from gateway.cors import Cors
 from gateway.directory import TIMEOUT, Directory
 from gateway.errors import GATEWAY_PROBLEMS
@@ -104,6 +105,7 @@ def _proxy(settings: GatewaySettings, table: RouteTable, verifier: TokenVerifier
         {name: Upstream(name, upstream, loop) for name, upstream in table.upstreams.items()},
         verifier,
         cors=Cors(settings.cors_origins, credentials=settings.cors_credentials),
+        access_log=AccessLog(settings),
         trusted_proxies=settings.trusted_proxies,
         headers=[*SECURITY_HEADERS, HSTS] if settings.hsts else SECURITY_HEADERS,
     )

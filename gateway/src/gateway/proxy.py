@@ -6,13 +6,15 @@ An exchange knows its client only as `Client`, so that the wire's rules stay in 
 
 import asyncio
 from collections.abc import Coroutine, Iterable
+from email.utils import formatdate
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any, Final, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from gateway.accesslog import AccessLog
 from gateway.cors import Cors
 from gateway.errors import UpgradeRequired
 from gateway.headers import RequestFilter, response_lines
@@ -71,6 +73,7 @@ class Proxy:
         *,
         cors: Cors,
         headers: Headers,
+        access_log: AccessLog,
         trusted_proxies: Iterable[IPv4Network | IPv6Network] = (),
     ) -> None:
         self.routes = routes
@@ -78,11 +81,22 @@ class Proxy:
         self.verifier = verifier
         self.cors = cors
         self.trusted_proxies = tuple(trusted_proxies)
+        self.access_log = access_log
         self.filter = RequestFilter()
         self.own_headers = headers
         """Fields of every response."""
         self.own_lines = b"".join(b"%b: %b\r\n" % field for field in headers)
+        self._date = b""
+        self._date_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def date_line(self) -> bytes:
+        """Return a Date field, which a proxy adds where the service did not (RFC 9110 section 6.6.1)."""
+        now = time()
+        if now >= self._date_until:
+            self._date = b"date: %b\r\n" % formatdate(now, usegmt=True).encode()
+            self._date_until = now // 1 + 1
+        return self._date
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run what cannot be done in a callback; the proxy owns it."""
@@ -134,6 +148,7 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
         for upstream in self.upstreams.values():
             await upstream.aclose()
+        self.access_log.flush()
 
 
 def _is_address(text: str) -> bool:
@@ -187,6 +202,7 @@ class Exchange:
         "_request",
         "_retries",
         "_upstream",
+        "_user_id",
         "_verifying",
         "client",
         "head",
@@ -221,6 +237,7 @@ class Exchange:
         self._retries = route.retries if head.method in IDEMPOTENT and not self._has_body else 0
         self._out: list[bytes] = []
         self._limited = b""
+        self._user_id: int | None = None
         self._rechunk = False
         self._flushed = False
         self._done = False
@@ -245,6 +262,7 @@ class Exchange:
             principal = self.proxy.verifier.cached(token) if token is not None else None
             self._limited = self._spend(policy, principal, anonymous=token is None)
             if principal is not None:
+                self._user_id = principal.id
                 check_scopes(principal, policy)
             elif token is not None:
                 self._verifying = self.proxy.spawn(self._verify(token, policy))
@@ -271,7 +289,9 @@ class Exchange:
     async def _verify(self, token: str, policy: Policy) -> None:
         """The slow path: the token is not in the cache."""
         try:
-            check_scopes(await self.proxy.verifier.verify(token), policy)
+            principal = await self.proxy.verifier.verify(token)
+            self._user_id = principal.id
+            check_scopes(principal, policy)
         except Problem as problem:
             self._verifying = None
             self.answer(problem)
@@ -319,6 +339,8 @@ class Exchange:
 
     def abandon(self) -> bool:
         """The client is gone or out of favour; say whether a part of the response has reached it."""
+        if not self._done:
+            self._log(broken=True)
         self._give_up()
         return self._flushed
 
@@ -369,6 +391,8 @@ class Exchange:
         out = self._out
         out.append(STATUS_LINE[status])
         out += response_lines(head)
+        if not head.has_date:
+            out.append(self.proxy.date_line())
         if head.content_length is not None and status != 204:
             out.append(b"content-length: %d\r\n" % head.content_length)
         elif status not in (204, 304) and self.head.method != b"HEAD":
@@ -430,6 +454,7 @@ class Exchange:
         self._rechunk = False
         self._out[:] = (
             STATUS_LINE[problem.status],
+            self.proxy.date_line(),
             b"content-type: %b\r\ncontent-length: %d\r\n" % (PROBLEM_JSON.encode(), len(body)),
             *(f"{name}: {value}\r\n".encode("latin-1") for name, value in problem.headers.items()),
             self._own_lines(),
@@ -462,9 +487,24 @@ class Exchange:
             b"" if self.keep_alive else b"connection: close\r\n",
         )
 
+    def _log(self, *, broken: bool = False) -> None:
+        """`broken`: the exchange ends before its response does."""
+        self.proxy.access_log.note(
+            "request.broken" if broken else "request.served",
+            method=self.head.method.decode(),
+            path=self.path.decode(),
+            status=self.status or None,
+            ms=round((perf_counter() - self.client.started) * 1000, 2),
+            request_id=self.request_id.decode(),
+            upstream=self._upstream.name,
+            user_id=self._user_id,
+            client=self.client.address,
+        )
+
     def _fail_client(self, problem: Problem) -> None:
         if self._flushed:
             self._done = True
+            self._log(broken=True)
             reset(self.client.transport)  # a response cut short must not look complete
         else:
             self.answer(problem)
@@ -483,4 +523,5 @@ class Exchange:
     def _end(self) -> None:
         self._done = True
         self.flush()
+        self._log()
         self.client.response_written(keep_alive=self.keep_alive)

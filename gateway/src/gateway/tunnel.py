@@ -183,6 +183,7 @@ class Tunnel:
         self.upstream = proxy.upstreams[route.upstream]
         self._fields: RequestFields = proxy.filter.read(edge.head)
         self._request_id = self._fields.request_id or new_id().encode()
+        self._user_id: int | None = None
         self._early = b""
         self._answer = b""
         self._answered: asyncio.Future[tuple[ResponseHead, bytes]] = edge.loop.create_future()
@@ -269,7 +270,9 @@ class Tunnel:
                 self.route.anonymous_limit.take(self._address, now)
             return
         verifier = self.proxy.verifier
-        check_scopes(verifier.cached(token) or await verifier.verify(token), policy)
+        principal = verifier.cached(token) or await verifier.verify(token)
+        self._user_id = principal.id
+        check_scopes(principal, policy)
 
     def _is_same_origin(self, origin: bytes) -> bool:
         return self.proxy.cors.allows(origin) or origin.partition(b"://")[2] == self._head.host
@@ -323,6 +326,7 @@ class Tunnel:
             b"".join(
                 (
                     STATUS_LINE[problem.status],
+                    self.proxy.date_line(),
                     b"content-type: %b\r\ncontent-length: %d\r\n" % (PROBLEM_JSON.encode(), len(body)),
                     *(f"{name}: {value}\r\n".encode("latin-1") for name, value in problem.headers.items()),
                     self._own_lines(),
@@ -424,6 +428,15 @@ class Tunnel:
     def client_lost(self) -> None:
         """The client is gone."""
         self._closing = True
+        self.proxy.access_log.note(
+            "socket.served" if self._open else "socket.refused",
+            path=self._path.decode(),
+            s=round(perf_counter() - self._started, 2),
+            request_id=self._request_id.decode(),
+            upstream=self.upstream.name,
+            user_id=self._user_id,
+            client=self._address,
+        )
         self._sweep.discard(self)
         self._connections.discard(self.client)
         if self._opening is not None:

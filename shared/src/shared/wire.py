@@ -32,8 +32,10 @@ _host = re.compile(rb"(?:[A-Za-z0-9._~-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5}+)?
 # An unfinished head is judged as it comes, so that a bare LF is not waited on until the deadline.
 _bad_in_unfinished_head = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)").search
 
-_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
-_LISTS = frozenset({b"connection", b"expect", b"upgrade"})
+_FRAMING = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade", b"date"}
+)
+_LISTS = frozenset({b"connection", b"expect", b"upgrade", b"date"})
 
 Headers = list[tuple[bytes, bytes]]
 """Fields in their order, names in lower case, values without surrounding white space."""
@@ -86,7 +88,7 @@ class RequestHead:
 class ResponseHead:
     """A response's status and fields."""
 
-    __slots__ = ("chunked", "connection", "content_length", "headers", "keep_alive", "status")
+    __slots__ = ("chunked", "connection", "content_length", "has_date", "headers", "keep_alive", "status")
 
     status: int
     headers: Headers
@@ -95,6 +97,7 @@ class ResponseHead:
     keep_alive: bool
     connection: list[bytes] | None
     """Tokens of the Connection field: the names of fields that must not be passed on."""
+    has_date: bool
 
 
 def find_head_end(data: bytes, searched: int = 0) -> int:
@@ -165,6 +168,7 @@ def parse_response_head(data: bytes, end: int) -> ResponseHead:
     head.headers, framing = _read_fields(block)
     head.content_length = _content_length(framing)
     head.chunked = _chunked(framing, minor)
+    head.has_date = b"date" in framing
     head.connection = None
     head.keep_alive = minor == b"1"
     if b"connection" in framing:
