@@ -1,7 +1,7 @@
 """The HTTP data path: what passes, in which form, and what happens when either side misbehaves."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -600,6 +600,51 @@ async def test_old_connections_are_not_reused(start: GatewayFactory) -> None:
             await raw.response()
             await asyncio.sleep(0.01)
     assert gateway.upstream.connections == 2
+
+
+# A service in trouble
+
+
+async def test_service_that_only_times_out_is_left_alone_and_then_probed(start: GatewayFactory) -> None:
+    healthy = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        if not healthy.is_set():
+            await peer.more()
+        await peer.send(OK)
+
+    options = {"first_byte_timeout": 0.1, "breaker_failures": 2, "breaker_open": 0.5}
+    gateway = await start(script, options=options)
+
+    async def ask() -> tuple[int, str | None]:
+        async with gateway.connect() as raw:
+            await raw.send(get(b"/open"))
+            answer = await raw.response()
+            return answer.status, answer.field("retry-after")
+
+    assert [await ask(), await ask()] == [(504, None), (504, None)]
+    assert await ask() == (503, "1")
+    assert len(gateway.upstream.requests) == 2
+    healthy.set()
+    await eventually(lambda: _is(ask(), (200, None)))
+    assert await ask() == (200, None)
+
+
+async def _is(asking: Awaitable[object], expected: object) -> bool:
+    return await asking == expected
+
+
+async def test_retries_are_a_bounded_share_of_the_requests(start: GatewayFactory) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+
+    gateway = await start(script)
+    async with gateway.connect() as raw:
+        for _ in range(30):
+            await raw.send(get(b"/open"))
+            assert (await raw.response()).status == 502
+    assert len(gateway.upstream.requests) in range(40, 45)
 
 
 # Bounds

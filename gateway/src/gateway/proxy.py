@@ -430,7 +430,7 @@ class Exchange:
         self._connection = None
         if self._done:
             return
-        if unseen and self._retries:
+        if unseen and self._retries and self._upstream.retries.withdraw():
             self._retries -= 1
             self._upstream.acquire(self, fresh=True)
         else:

@@ -79,6 +79,13 @@ class UpstreamSettings(_Entry):
     pool_idle: float = Field(
         30.0, gt=0, description="How long an unused connection is kept (the service: longer)."
     )
+    breaker_failures: int = Field(
+        5, ge=1, description="Failures in a row after which the service is left alone."
+    )
+    breaker_open: float = Field(
+        1.0, gt=0, description="For how long at first; doubled while it does not answer."
+    )
+    breaker_open_longest: float = Field(15.0, gt=0)
     pool_age: float = Field(
         600.0, gt=0, description="How old a connection may become before it is not used again."
     )

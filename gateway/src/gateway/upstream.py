@@ -6,11 +6,13 @@ no queue per request (docs/adr/0002).
 """
 
 import asyncio
+import math
 from collections import deque
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from gateway.errors import UpstreamFailed, UpstreamOverloaded, UpstreamTimeout, UpstreamUnavailable
+from gateway.resilience import Breaker, RetryBudget
 from gateway.routes import UpstreamSettings
 from shared.deadlines import NEVER, Sweep
 from shared.errors import Problem
@@ -74,6 +76,10 @@ class Upstream:
         """When the request that has waited longest for a connection has waited too long."""
         self.tunnels = 0
         """WebSockets that are open or being opened."""
+        self.breaker = Breaker(
+            settings.breaker_failures, settings.breaker_open, settings.breaker_open_longest
+        )
+        self.retries = RetryBudget()
         self._idle: list[UpstreamConnection] = []
         self._connections: set[UpstreamConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
@@ -95,6 +101,14 @@ class Upstream:
 
         `fresh`: not one that was used before, because such a one has just turned out to be closed.
         """
+        now = self.loop.time()
+        if not self.breaker.admits(now):
+            wait = self.breaker.retry_after(now)
+            detail = f"The service {self.name} has not answered lately."
+            consumer.failed(UpstreamUnavailable(detail, retry_after=math.ceil(wait)), unseen=True)
+            return
+        if not fresh:
+            self.retries.deposit()
         while self._idle and not fresh:
             connection = self._idle.pop()
             if connection.usable:
@@ -104,7 +118,7 @@ class Upstream:
         if self.connections < self.settings.max_connections or self._retire_idle():
             self._connect(consumer)
         elif len(self._waiting) < self.settings.max_queue:
-            self._waiting.append((self.loop.time() + self.settings.queue_timeout, consumer))
+            self._waiting.append((now + self.settings.queue_timeout, consumer))
             self._watch_queue()
         else:
             consumer.failed(UpstreamOverloaded(), unseen=True)
@@ -125,7 +139,9 @@ class Upstream:
         try:
             async with asyncio.timeout(self.settings.connect_timeout):
                 await self.loop.create_connection(lambda: protocol, self.host, self.port)
-        except OSError as error:  # TimeoutError is one
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                self.breaker.failed(self.loop.time())
             log.warning("upstream.unreachable", upstream=self.name, error=str(error) or type(error).__name__)
             raise UpstreamUnavailable(f"The service {self.name} cannot be reached.") from error
 
@@ -384,6 +400,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self._received = b""
                 return b""
         self._received = b""
+        self.upstream.breaker.succeeded()
         self._keep_alive = head.keep_alive
         self._chunks = None
         if self._bodiless_request or head.status in (204, 304):
@@ -413,6 +430,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _fail(self, problem: Problem) -> None:
         consumer = self._consumer
+        if self._expects == _HEAD and self._seen:
+            self.upstream.breaker.failed(self.upstream.loop.time())
         self.close()
         if consumer is not None:
             consumer.failed(problem, unseen=not self._seen)
