@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Depends, Form, Request, Response
 
 from shared.auth import CurrentUser
 from shared.database import ReadSession, Session
+from shared.errors import UnsupportedMediaType
 from users import service
 from users.errors import UnsupportedGrantType
 from users.keys import KeyRing
@@ -18,6 +19,7 @@ router = APIRouter(prefix="/v1/users", tags=["users"])
 well_known = APIRouter(prefix="/.well-known", tags=["keys"])
 
 JWKS_MAX_AGE = 300
+FORM = "application/x-www-form-urlencoded"
 
 
 @router.post("", status_code=201, summary="Register")
@@ -33,7 +35,18 @@ async def register_user(body: UserCreate, request: Request, session: Session) ->
     return UserRead.model_validate(user)
 
 
-@router.post("/token", summary="Get an access token")
+async def _form_only(request: Request) -> None:
+    """Refuse other bodies: FastAPI reads them as an empty form.
+
+    Raises:
+        UnsupportedMediaType: the body is not declared to be a form.
+    """
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if declared not in (FORM, "multipart/form-data"):
+        raise UnsupportedMediaType(f"Send {FORM}.")
+
+
+@router.post("/token", dependencies=[Depends(_form_only)], summary="Get an access token")
 async def create_token(
     form: Annotated[TokenForm, Form()], request: Request, response: Response, session: Session
 ) -> TokenRead:

@@ -1,17 +1,44 @@
 """What the users API takes and gives."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    EmailStr,
+    Field,
+    SecretStr,
+    StringConstraints,
+)
 
 from shared.text import Text
 
 PASSWORD_MIN, PASSWORD_MAX = 12, 128
 
+
+def _bare(value: Any) -> Any:
+    """Refuse `Ada <ada@example.com>`, of which EmailStr would quietly take the address."""
+    if isinstance(value, str) and "<" in value:
+        raise ValueError("must be an address without a name")
+    return value
+
+
+def _encodable(value: SecretStr) -> SecretStr:
+    try:
+        value.get_secret_value().encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain lone surrogates") from None
+    return value
+
+
 FullName = Annotated[Text, StringConstraints(max_length=200)]
-Email = Annotated[EmailStr, Field(max_length=254)]
-Password = Annotated[SecretStr, Field(min_length=PASSWORD_MIN, max_length=PASSWORD_MAX)]
+Email = Annotated[EmailStr, BeforeValidator(_bare), Field(max_length=254)]
+Password = Annotated[
+    SecretStr, Field(min_length=PASSWORD_MIN, max_length=PASSWORD_MAX), AfterValidator(_encodable)
+]
 
 
 class UserCreate(BaseModel):
@@ -51,7 +78,7 @@ class TokenForm(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     grant_type: str = "password"
-    username: Annotated[str, Field(max_length=254)] = ""
+    username: Annotated[Text, Field(max_length=254)] = ""
     password: Annotated[SecretStr, Field(max_length=PASSWORD_MAX)] = SecretStr("")
     scope: Annotated[str, Field(max_length=1000)] = ""
 
