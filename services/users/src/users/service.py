@@ -1,5 +1,7 @@
 """What the users service decides. Entry points own the transactions."""
 
+from contextlib import suppress
+
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -54,7 +56,7 @@ async def register(
 
 async def ensure_admin(session: AsyncSession, *, email: str, password_hash: str) -> None:
     """Make the first admin's account, unless the address has one."""
-    if await find_by_email(session, email) is None:
+    with suppress(EmailTaken):  # by an earlier start, or by a replica that starts at the same time
         await register(
             session, email=email, password_hash=password_hash, full_name="Administrator", scopes=ADMIN_SCOPES
         )
