@@ -1,6 +1,7 @@
 """Follows the event stream for the sockets of this process, from last + 1, whatever happens to the connection."""
 
 import asyncio
+from typing import Any
 
 import orjson
 from nats.aio.msg import Msg
@@ -60,33 +61,39 @@ class LiveReader:
             self.caught_up.set()
         async with Pull(self._broker, EVENTS, name, batch=BATCH) as messages:
             async for message in messages:
-                metadata = message.metadata
-                self._hub.publish(LiveEvent(metadata.sequence.stream, channels_of(message), message.data))
-                if metadata.num_pending == 0:
+                self._hub.publish(live_event(message))
+                if message.metadata.num_pending == 0:
                     self.caught_up.set()
 
     async def _find_start(self) -> None:
-        """Go on where the hub is, or begin anew where the stream is another one or has lost what comes next."""
+        """Go on where the hub is, or begin anew where the stream is another one or has lost what the hub expects."""
         info = await ensure(self._broker.js, EVENTS)
         epoch = (info.config.metadata or {}).get("epoch", "")
         first, last = info.state.first_seq, info.state.last_seq
-        if epoch != self._hub.epoch:
+        # Behind the hub: the server has lost its newest messages, and numbers the next ones like them.
+        if epoch != self._hub.epoch or last < self._hub.last:
             self._hub.restart(epoch, max(first - 1, last - self._memory, 0))
         elif first > self._hub.last + 1:
             self._hub.restart(epoch, first - 1)
 
 
-def channels_of(message: Msg) -> tuple[Channel, ...]:
+def live_event(message: Msg) -> LiveEvent:
+    """Read a message of the stream; one that is no event is for nobody, and must not end the stream for all."""
+    sequence = message.metadata.sequence.stream
+    try:
+        channels = channels_of(message.subject, orjson.loads(message.data))
+    except (ValueError, LookupError, TypeError) as error:
+        log.error("live.unreadable", sequence=sequence, error=type(error).__name__)  # noqa: TRY400  # no payload in logs
+        channels = ()
+    return LiveEvent(sequence, channels, message.data)
+
+
+def channels_of(subject: str, event: Any) -> tuple[Channel, ...]:
     """Say who may hear of an event: item events are public, a notification is its receiver's alone."""
-    match message.subject.split("."):
+    match subject.split("."):
         case ["events", "items", "item", _, item_id]:
             return (Channel("items"), Channel(f"items.{item_id}"))
         case ["events", "notifications", "notification", "created", _]:
-            return (Channel("me", _receiver(message.data)),)
+            return (Channel("me", int(event["data"]["user_id"])),)
         case _:
             return ()
-
-
-def _receiver(payload: bytes) -> int:
-    user_id = orjson.loads(payload)["data"]["user_id"]
-    return int(user_id)

@@ -1,16 +1,17 @@
 """Delivers stored mails: claimed by a lease, sent by SMTP or written to a folder, tried again when that may help."""
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import timedelta
 from email.message import EmailMessage
-from email.policy import SMTP
+from email.policy import SMTP, SMTPUTF8
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from notifications.events import MailFailed, MailSent
@@ -27,14 +28,25 @@ SWEEP_INTERVAL = 1.0
 """Seconds after which due mails are looked for; also how late a retry may be."""
 LEASE = timedelta(seconds=120)
 """How long a claimed mail belongs to its worker: longer than one attempt can take."""
-SEND_TIMEOUT = 30.0
+ATTEMPT_TIMEOUT = 60.0
+"""Seconds that a mail server has for one mail, from the connection to the last reply."""
+QUIT_TIMEOUT = 2.0
+"""Seconds that are spent on a polite end; the mail is delivered by then."""
+FINISH_TIMEOUT = 5.0
+"""Seconds that a mail on its way has when the mailer stops; then it is left to the next, after its lease."""
+MAX_REASON = 500
+"""Characters of a server's reply that are kept."""
 MAX_ATTEMPTS = 8
 BACKOFF = (5, 30, 120, 600, 1800, 3600, 7200)
 """Seconds until the next attempt, by number of attempts so far."""
 
 
 class Rejected(Exception):
-    """The mail server refused this mail for good (5xx)."""
+    """This mail will never be accepted. The text is shown to its sender."""
+
+
+class Deferred(Exception):
+    """This attempt failed, a later one may not. The text is shown to the mail's sender."""
 
 
 class Transport(Protocol):
@@ -45,7 +57,7 @@ class Transport(Protocol):
 
         Raises:
             Rejected: it will never be accepted.
-            OSError: it may be, later.
+            Deferred: it may be, later.
         """
 
 
@@ -57,7 +69,11 @@ class Folder:
 
     async def send(self, message: EmailMessage, *, job_id: int) -> None:
         """Write the mail; a second delivery of a job replaces the first."""
-        await asyncio.to_thread(self._write, bytes(message), job_id)
+        try:
+            await asyncio.to_thread(self._write, bytes(message), job_id)
+        except OSError as error:
+            log.warning("mail.folder_failed", error=str(error))
+            raise Deferred("the mail folder cannot be written") from error
 
     def _write(self, content: bytes, job_id: int) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
@@ -79,27 +95,56 @@ class SMTPServer:
 
     async def send(self, message: EmailMessage, *, job_id: int) -> None:  # noqa: ARG002  # the folder needs it
         """Send one mail over a connection of its own."""
+        client = aiosmtplib.SMTP(
+            hostname=self._hostname,
+            port=self._port,
+            username=self._username,
+            password=self._password,
+            use_tls=self._implicit_tls,
+            timeout=ATTEMPT_TIMEOUT,
+        )
         try:
-            await aiosmtplib.send(
-                message,
-                hostname=self._hostname,
-                port=self._port,
-                username=self._username,
-                password=self._password,
-                use_tls=self._implicit_tls,
-                timeout=SEND_TIMEOUT,
-            )
-        except aiosmtplib.SMTPRecipientsRefused as error:
-            codes = [refused.code for refused in error.recipients]
-            raise _failure(max(codes), f"recipient refused ({max(codes)})") from error
-        except aiosmtplib.SMTPResponseException as error:
-            raise _failure(error.code, f"{error.code} {error.message}") from error
-        except aiosmtplib.SMTPException as error:
-            raise OSError(str(error) or type(error).__name__) from error
+            # aiosmtplib limits each command: a server that trickles could outlast the lease.
+            async with asyncio.timeout(ATTEMPT_TIMEOUT):
+                await _connect(client)
+                await _send(client, message)
+            # Not `async with client`: the mail is sent, whatever becomes of the farewell.
+            with suppress(aiosmtplib.SMTPException, OSError):
+                await client.quit(timeout=QUIT_TIMEOUT)
+        except TimeoutError as error:
+            raise Deferred("the mail server did not answer in time") from error
+        finally:
+            client.close()
 
 
-def _failure(code: int, reason: str) -> Exception:
-    return Rejected(reason) if 500 <= code < 600 else OSError(reason)
+async def _connect(client: aiosmtplib.SMTP) -> None:
+    """Connect and log in. No refusal here speaks of a mail: even a wrong password may be put right."""
+    try:
+        await client.connect()
+    except (aiosmtplib.SMTPException, OSError) as error:
+        log.warning("smtp.unavailable", error=str(error) or type(error).__name__)
+        raise Deferred("the mail server is not available") from error
+
+
+async def _send(client: aiosmtplib.SMTP, message: EmailMessage) -> None:
+    try:
+        await client.send_message(message)
+    except aiosmtplib.SMTPRecipientsRefused as error:
+        (refused,) = error.recipients
+        raise _refusal(refused.code, refused.message) from error
+    except aiosmtplib.SMTPResponseException as error:
+        raise _refusal(error.code, error.message) from error
+    except aiosmtplib.SMTPNotSupported as error:
+        raise Rejected("the mail server does not take addresses like this one") from error
+    except (aiosmtplib.SMTPException, OSError) as error:
+        raise Deferred("the connection to the mail server broke") from error
+
+
+def _refusal(code: int, reply: str) -> Rejected | Deferred:
+    """Say what the server replied, as text that can be stored: a server may send any bytes."""
+    printable = "".join(character if character.isprintable() else " " for character in reply)
+    reason = f"{code} {' '.join(printable.split())}"[:MAX_REASON]
+    return Rejected(reason) if 500 <= code < 600 else Deferred(reason)
 
 
 def transport(settings: NotificationsSettings) -> Transport:
@@ -120,10 +165,10 @@ class Mailer:
         """Set after a commit that stored a mail."""
 
     async def run(self) -> None:
-        """Run until cancelled."""
+        """Run until cancelled. A mail on its way is finished first."""
         while True:
             try:
-                while await self.deliver_next():
+                while await _finished(self.deliver_next()):
                     pass
             except (SQLAlchemyError, OSError) as error:
                 log.warning("mail.interrupted", error=type(error).__name__)
@@ -137,12 +182,20 @@ class Mailer:
         job = await self._claim()
         if job is None:
             return False
+        if (
+            job.attempts > MAX_ATTEMPTS
+        ):  # no attempt came to an end: perhaps it is this mail that ends mailers
+            await self._finish(job, error=f"given up after {MAX_ATTEMPTS} attempts")
+            return True
         try:
             await self._transport.send(compose(job, sender=self._sender), job_id=job.id)
         except Rejected as error:
             await self._finish(job, error=str(error))
-        except OSError as error:
-            await self._try_again_later(job, error=str(error) or type(error).__name__)
+        except Deferred as error:
+            await self._try_again_later(job, error=str(error))
+        except Exception as error:  # noqa: BLE001  # one mail must not end the service, nor stand in a log
+            log.error("mail.attempt_failed", job=job.id, error=type(error).__name__)  # noqa: TRY400
+            await self._try_again_later(job, error="the mail could not be handed over")
         else:
             await self._finish(job)
         return True
@@ -165,16 +218,18 @@ class Mailer:
     async def _finish(self, job: MailJob, *, error: str | None = None) -> None:
         outcome = MailSent if error is None else MailFailed
         async with self._database.transaction() as session:
-            await session.execute(
+            ended = await session.scalar(
                 update(MailJob)
-                .where(MailJob.id == job.id)
+                .where(*_still_claimed(job))
                 .values(
                     state="sent" if error is None else "failed",
                     last_error=error,
                     sent_at=utc_now() if error is None else None,
                 )
+                .returning(MailJob.id)
             )
-            await outbox.add(session, outcome.of(job))
+            if ended is not None:
+                await outbox.add(session, outcome.of(job))
         log.info("mail.sent" if error is None else "mail.failed", job=job.id, attempts=job.attempts)
 
     async def _try_again_later(self, job: MailJob, *, error: str) -> None:
@@ -185,15 +240,32 @@ class Mailer:
         async with self._database.transaction() as session:
             await session.execute(
                 update(MailJob)
-                .where(MailJob.id == job.id)
+                .where(*_still_claimed(job))
                 .values(last_error=error, next_attempt_at=utc_now() + timedelta(seconds=delay))
             )
         log.warning("mail.delayed", job=job.id, attempts=job.attempts, retry_in_s=delay)
 
 
+async def _finished(work: Coroutine[Any, Any, bool]) -> bool:
+    """Await work; when cancelled meanwhile, give it some time to end first."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=FINISH_TIMEOUT)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
+def _still_claimed(job: MailJob) -> tuple[ColumnElement[bool], ...]:
+    """Nobody else has claimed or ended the job: a worker that lost its lease has no say any more."""
+    return (MailJob.id == job.id, MailJob.state == "queued", MailJob.attempts == job.attempts)
+
+
 def compose(job: MailJob, *, sender: str) -> EmailMessage:
     """Build the mail; its Message-ID is the same in every attempt, so that a receiver can spot a repeat."""
-    message = EmailMessage(policy=SMTP)
+    message = EmailMessage(policy=SMTP if job.recipient.isascii() else SMTPUTF8)
     message["From"] = sender
     message["To"] = job.recipient
     message["Subject"] = job.subject

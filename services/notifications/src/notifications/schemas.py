@@ -2,17 +2,25 @@
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
+from unicodedata import category
 
+from email_validator import validate_email
 from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
 
 from shared.text import Text
 
 
 def _one_line(value: str) -> str:
-    """Refuse what would end a mail header early (SECURITY N3)."""
-    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in value):
-        raise ValueError("must not contain control characters")
+    """Refuse what would end a mail header early (SECURITY N3): control characters and Unicode's line separators."""
+    if any(category(character) in ("Cc", "Zl", "Zp") for character in value):
+        raise ValueError("must not contain control characters or line breaks")
     return value
+
+
+def _with_ascii_domain(address: str) -> str:
+    """Spell an international domain as the DNS and every mail server know it (IDNA)."""
+    parts = validate_email(address, check_deliverability=False)
+    return f"{parts.local_part}@{parts.ascii_domain}"
 
 
 class NotificationRead(BaseModel):
@@ -44,7 +52,7 @@ class MailCreate(BaseModel):
         },
     )
 
-    to: Annotated[EmailStr, Field(max_length=254)]
+    to: Annotated[EmailStr, Field(max_length=254), AfterValidator(_with_ascii_domain)]
     subject: Annotated[Text, AfterValidator(_one_line), StringConstraints(min_length=1, max_length=200)]
     body: Annotated[Text, StringConstraints(min_length=1, max_length=100_000)]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from math import ceil
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -99,7 +100,7 @@ async def queue_mail(
     )
     count, oldest = (await session.execute(sent)).one()
     if count >= settings.mails_per_hour:
-        raise TooManyMails(retry_after=max(1, int((oldest - since).total_seconds())))
+        raise TooManyMails(retry_after=max(1, ceil((oldest - since).total_seconds())))
     job = MailJob(user_id=sender.id, recipient=recipient, subject=subject, body=body)
     session.add(job)
     await session.flush()

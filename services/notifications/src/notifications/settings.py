@@ -1,11 +1,19 @@
 """Settings of the notifications service."""
 
+from email.policy import SMTP
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
 from shared.settings import DatabaseSettings, Port
+
+
+def _sender(value: str) -> str:
+    parsed = SMTP.header_factory("From", value)
+    if len(parsed.addresses) != 1 or parsed.defects:
+        raise ValueError("must be one address, such as Tollhouse <no-reply@example.com>")
+    return value
 
 
 class NotificationsSettings(DatabaseSettings):
@@ -21,7 +29,9 @@ class NotificationsSettings(DatabaseSettings):
     smtp_url: SecretStr | None = Field(
         None, description="SMTP server: smtp://user:password@host:587 (STARTTLS if offered) or smtps://…:465."
     )
-    mail_from: str = Field("Tollhouse <no-reply@localhost>", description="Sender of every mail.")
+    mail_from: Annotated[str, AfterValidator(_sender)] = Field(
+        "Tollhouse <no-reply@localhost>", description="Sender of every mail."
+    )
     mail_allowed_domains: tuple[str, ...] = Field(
         (), description="Domains anyone may send to once an SMTP server is set, as a JSON array."
     )

@@ -1,6 +1,7 @@
 """The live stream over WebSocket (API.md, `/v1/ws`). A socket holds no database session and waits for nobody."""
 
 import asyncio
+import re
 from collections import deque
 from contextlib import suppress
 from time import time
@@ -56,6 +57,7 @@ class _Ping(BaseModel):
 
 
 _ClientFrame = _Auth | _Subscribe | _Unsubscribe | _Ping
+_ITEM_ID = re.compile(r"[1-9][0-9]*")
 _client_frame: TypeAdapter[_ClientFrame] = TypeAdapter(Annotated[_ClientFrame, Field(discriminator="type")])
 
 
@@ -252,21 +254,21 @@ class Connection:
             raise _Refused("keys_unavailable", "Tokens cannot be verified yet. Try again.") from None
         if self._principal is not None and principal.id != self._principal.id:
             raise _Close(POLICY_VIOLATION, "token of another user")
+        if "me" in self._channels and READ_SCOPE not in principal.scopes:
+            raise _Close(POLICY_VIOLATION, "token without the scope of a topic")
         self._admit(principal)
 
     async def _subscribe(self, topic: str, cursor: str | None) -> None:
         channel = self._channel(topic)
+        start = None if cursor is None else self._parse(cursor)
         if len(self._channels) >= MAX_TOPICS and topic not in self._channels:
             raise _Refused("too_many_topics", f"A socket has at most {MAX_TOPICS} topics.")
         await self._stream_is_followed()
         # Subscribing again with a cursor replays: nothing may arrive twice meanwhile.
         self._hub.unsubscribe(channel, self)
         self._channels[topic] = channel
-        if cursor is None:
-            self._offer_json(type="subscribed", topic=topic, cursor=str(self._hub.position))
-        else:
-            start = self._parse(cursor)
-            self._offer_json(type="subscribed", topic=topic, cursor=cursor)
+        self._offer_json(type="subscribed", topic=topic, cursor=str(start or self._hub.position))
+        if start is not None:
             await self._replay(channel, start)
         self._hub.subscribe(channel, self)
 
@@ -274,8 +276,8 @@ class Connection:
         match topic.split("."):
             case ["items"]:
                 return Channel("items")
-            case ["items", item_id] if item_id.isascii() and item_id.isdigit():
-                return Channel(f"items.{int(item_id)}")
+            case ["items", item_id] if _ITEM_ID.fullmatch(item_id):
+                return Channel(topic)
             case ["me"] if self._principal is not None:
                 if READ_SCOPE not in self._principal.scopes:
                     raise _Refused("insufficient_scope", f"The topic me needs the scope {READ_SCOPE}.")
@@ -298,16 +300,18 @@ class Connection:
     async def _replay(self, channel: Channel, start: Cursor) -> None:
         """Queue what came after `start`; when this returns, no event lies between the last queued and the hub's next."""
         position = start
+        # Half the backlog at most: the other half is for what the other topics bring meanwhile.
+        batch = min(REPLAY_BATCH, max(1, self._settings.socket_backlog // 2))
         while True:
             try:
-                missed = self._hub.after(position, channel, limit=REPLAY_BATCH)
+                missed = self._hub.after(position, channel, limit=batch)
             except OutOfMemory:
                 self.offer(gap_frame(channel.topic, position, self._hub.position))
                 return
             for sequence, frame in missed:
                 self.offer(frame)
                 position = Cursor(position.epoch, sequence)
-            if len(missed) < REPLAY_BATCH:
+            if len(missed) < batch:
                 return
             await self._drained()
 
