@@ -312,6 +312,7 @@ class GatewayFactory:
                 jwks_url=self._issuer.jwks_url,
                 token_issuer=self._issuer.issuer,
                 token_audience=self._issuer.audience,
+                log_level="warning",
                 **settings,
             )
         )
