@@ -99,9 +99,22 @@ def test_missing_table_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "none.toml")
 
 
+def test_limits_can_be_raised_one_value_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text(TABLE)
+    assert load(path).limits["default"].model_dump(include={"quota", "window"}) == {"quota": 400, "window": 2}
+    raised = load(path, limits={"default": {"quota": 9000}, "other": {"quota": 1, "window": 1}}).limits
+    assert raised["default"].model_dump(include={"quota", "window"}) == {"quota": 9000, "window": 2}
+    assert raised["other"].quota == 1
+    path.write_text(TABLE.replace('prefix = "/v1/b"', 'prefix = "/v1/b"\nlimit = "none"'))
+    with pytest.raises(RouteTableError, match=r"line 10: routes\.1\.limit: there is no limit 'none'"):
+        load(path)
+
+
 def routes(*prefixes: str) -> Routes:
     table = {
         "upstreams": {"a": {"url": "http://a"}},
+        "limits": {"default": {"quota": 1, "window": 1}},
         "routes": [{"prefix": prefix, "upstream": "a"} for prefix in prefixes],
     }
     return Routes(RouteTable.model_validate(table))

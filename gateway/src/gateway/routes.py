@@ -135,7 +135,7 @@ class RouteSettings(_Entry):
 class RouteTable(_Entry):
     """The whole file."""
 
-    limits: dict[str, LimitSettings] = {DEFAULT_LIMIT: LimitSettings(quota=400, window=2.0)}
+    limits: dict[str, LimitSettings]
     upstreams: dict[str, UpstreamSettings]
     routes: tuple[RouteSettings, ...]
 
@@ -159,8 +159,10 @@ def load(
     for name, url in (urls or {}).items():
         if name in document.get("upstreams", {}):
             document["upstreams"][name]["url"] = url
+    known = document.setdefault("limits", {})
+    known.setdefault(DEFAULT_LIMIT, {"quota": 400, "window": 2})
     for name, values in (limits or {}).items():
-        document.setdefault("limits", {}).setdefault(name, {}).update(values)
+        known.setdefault(name, {}).update(values)
     try:
         table = RouteTable.model_validate(document)
         mistakes = list(_contradictions(table))
