@@ -10,7 +10,7 @@ from nats.errors import Error as NATSError
 from nats.js.api import StorageType, StreamConfig
 from nats.js.errors import APIError
 
-from shared.streams import COMMANDS, DEAD, EVENTS, StreamConflict, declarations, declare, ensure
+from shared.streams import COMMANDS, DEAD, EVENTS, REVOCATIONS, StreamConflict, declarations, declare, ensure
 from shared.testing import free_port
 
 pytestmark = pytest.mark.integration
@@ -45,7 +45,12 @@ async def test_declare_updates_a_stream_and_keeps_its_epoch(connected: Any) -> N
         after = (await broker.js.stream_info(EVENTS)).config
         assert after.max_age == before.max_age
         assert (after.metadata or {})["epoch"] == (before.metadata or {})["epoch"]
-        assert {str(info.config.name) for info in await broker.js.streams_info()} == {EVENTS, COMMANDS, DEAD}
+        assert {str(info.config.name) for info in await broker.js.streams_info()} == {
+            EVENTS,
+            COMMANDS,
+            REVOCATIONS,
+            DEAD,
+        }
 
 
 async def test_conflict_says_so_and_changes_nothing(connected: Any) -> None:
@@ -93,7 +98,12 @@ async def test_command_declares_the_streams_twice_over(nats_server: Any, connect
     assert await _declare_by_command(environment) == (0, "")
 
     async with connected("operator") as broker:
-        assert {str(info.config.name) for info in await broker.js.streams_info()} == {EVENTS, COMMANDS, DEAD}
+        assert {str(info.config.name) for info in await broker.js.streams_info()} == {
+            EVENTS,
+            COMMANDS,
+            REVOCATIONS,
+            DEAD,
+        }
 
 
 async def test_command_says_in_one_sentence_what_stopped_it(nats_server: Any, connected: Any) -> None:

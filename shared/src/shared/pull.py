@@ -7,16 +7,21 @@ handed over as they arrive, and missing heartbeats end the iteration for the cal
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Self
 
 import orjson
 from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from shared.broker import Broker
+from shared.ids import new_id
 
 HEARTBEAT = 1.0
 """Seconds of quiet after which the server says that it is still there."""
 SILENCE = 2.5 * HEARTBEAT
+INACTIVE_THRESHOLD = 60.0
+"""Seconds after which the server forgets the reader of a process that is gone."""
 EXPIRES = 30.0
 """Seconds after which an unfilled pull request ends and is repeated."""
 
@@ -87,3 +92,28 @@ class Pull:
                 return await self._arrived.get()
         except TimeoutError:
             raise ConsumerSilent("no heartbeat") from None
+
+
+@asynccontextmanager
+async def following(
+    broker: Broker, stream: str, *, start: int, batch: int
+) -> AsyncIterator[tuple[Pull, int]]:
+    """Read a stream from sequence `start` on, acknowledging nothing: a reader of this process alone.
+
+    Yields the pull and how many messages there were to begin with. The server forgets the reader soon after it is gone.
+    """
+    name = f"reader-{new_id()}"
+    consumer = await broker.js.add_consumer(
+        stream,
+        ConsumerConfig(
+            name=name,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=start,
+            ack_policy=AckPolicy.NONE,
+            inactive_threshold=INACTIVE_THRESHOLD,
+            mem_storage=True,
+            num_replicas=1,
+        ),
+    )
+    async with Pull(broker, stream, name, batch=batch) as pull:
+        yield pull, consumer.num_pending or 0

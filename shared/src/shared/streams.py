@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import nats.errors
 from nats.js import JetStreamContext
-from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamInfo, StreamSource
 from nats.js.errors import APIError, NotFoundError
 from pydantic import Field
 
@@ -18,12 +18,14 @@ from shared.ids import new_id
 from shared.settings import Settings
 
 DUPLICATE_WINDOW = 3600
-DAY = 86_400
+HOUR = 3600
+DAY = 24 * HOUR
 _NAME_IN_USE = 10058
 
 EVENTS = "EVENTS"
 COMMANDS = "COMMANDS"
 DEAD = "DEAD"
+REVOCATIONS = "REVOCATIONS"
 
 
 class StreamConflict(RuntimeError):
@@ -48,6 +50,13 @@ def declarations(replicas: int = 1) -> tuple[StreamConfig, ...]:
             subjects=["commands.>"],
             retention=RetentionPolicy.WORK_QUEUE,
             max_age=DAY,
+            **common,  # type: ignore[arg-type]
+        ),
+        StreamConfig(
+            name=REVOCATIONS,
+            description="Sessions that ended early; a stream of its own, so that who verifies tokens need not read all events",
+            sources=[StreamSource(name=EVENTS, filter_subject="events.users.session.revoked.>")],
+            max_age=2 * HOUR,  # longer than any access token lives
             **common,  # type: ignore[arg-type]
         ),
         StreamConfig(

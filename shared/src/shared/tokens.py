@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import time
@@ -84,7 +84,15 @@ class TokenVerifier:
     Use as an async context manager: it fetches the keys in the background, at start and then now and again.
     """
 
-    def __init__(self, issuers: Sequence[Issuer], *, http: httpx.AsyncClient | None = None) -> None:
+    def __init__(
+        self,
+        issuers: Sequence[Issuer],
+        *,
+        http: httpx.AsyncClient | None = None,
+        revoked: Container[str] = (),
+    ) -> None:
+        self._revoked = revoked
+        """Ids of sessions whose tokens are refused (revocations.py)."""
         self._http = http or httpx.AsyncClient(timeout=FETCH_TIMEOUT, trust_env=False)
         self._issuers = {
             issuer.issuer: (issuer, JWKSCache(issuer.jwks_url, self._http)) for issuer in issuers
@@ -135,7 +143,12 @@ class TokenVerifier:
     def cached(self, token: str) -> Principal | None:
         """Return who `token` speaks for if it was verified before and still holds; never waits."""
         principal = self._verified.get(token)
-        if principal is None or principal.expires_at <= time() or self._keys_changed():
+        if (
+            principal is None
+            or principal.expires_at <= time()
+            or self._keys_changed()
+            or principal.session_id in self._revoked
+        ):
             return None
         return principal
 
@@ -178,6 +191,8 @@ class TokenVerifier:
         except (PyJWTError, ValueError, TypeError, OverflowError):
             raise InvalidToken("The token is not valid here.") from None
         principal = _principal(issuer, claims, token)
+        if principal.session_id in self._revoked:
+            raise InvalidToken("The session has ended.")
         self._keep(principal)
         return principal
 

@@ -35,7 +35,7 @@ MAX_CONNECTIONS = 1000
 MAX_MEMORY_STORE = 64 * 1024**2
 MAX_FILE_STORE = 4 * 1024**3
 
-STREAMS = ("EVENTS", "COMMANDS", "DEAD")
+STREAMS = ("EVENTS", "COMMANDS", "REVOCATIONS", "DEAD")
 """A service may create one that is missing (a lost stream heals), never change or delete one."""
 
 OPERATOR = "operator"
@@ -81,6 +81,7 @@ def service(name: str, *more: str) -> Grant:
             f"dead.{name}.>",
             "$JS.API.INFO",
             *(f"$JS.API.STREAM.{verb}.{stream}" for stream in STREAMS for verb in ("INFO", "CREATE")),
+            *follows("REVOCATIONS"),
             *more,
         ),
         subscribe=(f"_INBOX_{name}.>", f"poke.{name}"),

@@ -18,8 +18,8 @@ from shared.consumer import Consumer
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.relay import Relay
+from shared.revocations import verifying
 from shared.tasks import running
-from shared.tokens import TokenVerifier, issuers
 
 
 def create() -> FastAPI:
@@ -49,8 +49,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database: Database = app.state.database
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
-        app.state.verifier = await stack.enter_async_context(TokenVerifier(issuers(settings)))
         broker = await stack.enter_async_context(Broker(settings))
+        app.state.verifier, *_ = await stack.enter_async_context(verifying(settings, broker))
         relay = Relay(database, broker, service=settings.service)
         # Flushed after its task has ended and before the connections close.
         stack.push_async_callback(relay.flush)

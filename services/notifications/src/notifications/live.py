@@ -6,21 +6,17 @@ from typing import Any
 import orjson
 from nats.aio.msg import Msg
 from nats.errors import Error as NATSError
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from notifications.hub import Channel, Hub, LiveEvent
 from shared.broker import Broker
-from shared.ids import new_id
 from shared.logs import get_logger
-from shared.pull import Pull
+from shared.pull import following
 from shared.streams import EVENTS, ensure
 
 log = get_logger(__name__)
 
 BATCH = 500
 RETRY_INTERVAL = 0.5
-INACTIVE_THRESHOLD = 60.0
-"""Seconds after which the server forgets the reader of a process that is gone."""
 
 
 class LiveReader:
@@ -44,22 +40,12 @@ class LiveReader:
 
     async def _follow(self) -> None:
         await self._find_start()
-        name = f"live-{new_id()}"
-        consumer = await self._broker.js.add_consumer(
-            EVENTS,
-            ConsumerConfig(
-                name=name,
-                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                opt_start_seq=self._hub.last + 1,
-                ack_policy=AckPolicy.NONE,
-                inactive_threshold=INACTIVE_THRESHOLD,
-                mem_storage=True,
-                num_replicas=1,
-            ),
-        )
-        if not consumer.num_pending:
-            self.caught_up.set()
-        async with Pull(self._broker, EVENTS, name, batch=BATCH) as messages:
+        async with following(self._broker, EVENTS, start=self._hub.last + 1, batch=BATCH) as (
+            messages,
+            pending,
+        ):
+            if not pending:
+                self.caught_up.set()
             async for message in messages:
                 self._hub.publish(live_event(message))
                 if message.metadata.num_pending == 0:

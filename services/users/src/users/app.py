@@ -11,8 +11,8 @@ from shared.broker import Broker
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.relay import Relay
+from shared.revocations import verifying
 from shared.tasks import running
-from shared.tokens import TokenVerifier, issuers
 from users import service
 from users.errors import PROBLEMS
 from users.keys import open_key_ring
@@ -55,8 +55,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         # The service asks itself for the keys without leaving the process.
         own_keys = httpx.ASGITransport(app=app)
         http = httpx.AsyncClient(trust_env=False, mounts={str(settings.jwks_url): own_keys})
-        app.state.verifier = await stack.enter_async_context(TokenVerifier(issuers(settings), http=http))
         broker = await stack.enter_async_context(Broker(settings))
+        app.state.verifier, *_ = await stack.enter_async_context(verifying(settings, broker, http=http))
         relay = Relay(database, broker, service=settings.service)
         # Flushed after its task has ended and before the connections close.
         stack.push_async_callback(relay.flush)
