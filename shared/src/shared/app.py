@@ -104,7 +104,7 @@ def _around(tracer: telemetry.Tracer | None, lifespan: Lifespan | None) -> Lifes
             async with lifespan(app) if lifespan else nullcontext():
                 yield
         if tracer is not None:
-            tracer.close()
+            await asyncio.to_thread(tracer.close)  # it exports what is left, and waits for an answer
 
     return run
 
