@@ -11,6 +11,7 @@ from collections import deque
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+from gateway.addresses import Addresses, Resolve, resolve
 from gateway.errors import UpstreamFailed, UpstreamOverloaded, UpstreamTimeout, UpstreamUnavailable
 from gateway.resilience import Breaker, RetryBudget
 from gateway.routes import UpstreamSettings
@@ -23,6 +24,8 @@ log = get_logger(__name__)
 
 MAX_INFORMATIONAL: Final = 8
 """1xx responses that may precede a response."""
+CONNECT_ATTEMPTS: Final = 2
+"""Addresses that are tried for one connection, if there are several."""
 
 # What a connection expects to read.
 _NOTHING: Final = 0
@@ -63,13 +66,20 @@ class Consumer(Protocol):
 class Upstream:
     """A service: its pool of connections and the bounded queue before it."""
 
-    def __init__(self, name: str, settings: UpstreamSettings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: UpstreamSettings,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        resolve: Resolve = resolve,
+    ) -> None:
         url = urlsplit(settings.url)
         self.name = name
         self.settings = settings
         self.loop = loop
-        self.host = url.hostname or ""
         self.port = url.port or 80
+        self.addresses = Addresses(url.hostname or "", self.port, resolve=resolve)
         self.authority = url.netloc.encode()
         self.sweep = Sweep(loop)
         self.deadline = NEVER
@@ -80,7 +90,7 @@ class Upstream:
             settings.breaker_failures, settings.breaker_open, settings.breaker_open_longest
         )
         self.retries = RetryBudget()
-        self._idle: list[UpstreamConnection] = []
+        self._idle: deque[UpstreamConnection] = deque()
         self._connections: set[UpstreamConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._waiting: deque[tuple[float, Consumer]] = deque()
@@ -110,7 +120,9 @@ class Upstream:
         if not fresh:
             self.retries.deposit()
         while self._idle and not fresh:
-            connection = self._idle.pop()
+            # The one used last, so that what a quiet time does not need grows old. Where there are several
+            # replicas, the one unused longest, so that all get their share.
+            connection = self._idle.popleft() if self.addresses.several else self._idle.pop()
             if connection.usable:
                 consumer.connected(connection)
                 return
@@ -130,20 +142,30 @@ class Upstream:
         self._waiting = deque(entry for entry in self._waiting if entry[1] is not consumer)
         self._watch_queue()
 
-    async def connect(self, protocol: asyncio.BaseProtocol) -> None:
-        """Connect `protocol` to the service, outside of the pool.
+    async def connect(self, protocol: asyncio.BaseProtocol) -> str:
+        """Connect `protocol` to the service, outside of the pool; return the address.
 
         Raises:
             UpstreamUnavailable: it cannot be reached.
         """
-        try:
-            async with asyncio.timeout(self.settings.connect_timeout):
-                await self.loop.create_connection(lambda: protocol, self.host, self.port)
-        except OSError as error:
-            if isinstance(error, TimeoutError):
-                self.breaker.failed(self.loop.time())
-            log.warning("upstream.unreachable", upstream=self.name, error=str(error) or type(error).__name__)
-            raise UpstreamUnavailable(f"The service {self.name} cannot be reached.") from error
+        reason: OSError | None = None
+        for _ in range(CONNECT_ATTEMPTS):
+            address = ""
+            try:
+                async with asyncio.timeout(self.settings.connect_timeout):
+                    address = await self.addresses.take(self.loop.time())
+                    await self.loop.create_connection(lambda: protocol, address, self.port)
+                    return address
+            except OSError as error:
+                reason = error
+                if isinstance(error, TimeoutError):
+                    self.breaker.failed(self.loop.time())
+                if address:
+                    self.addresses.avoid(address, self.loop.time())
+            if not self.addresses.several:
+                break
+        log.warning("upstream.unreachable", upstream=self.name, error=str(reason) or type(reason).__name__)
+        raise UpstreamUnavailable(f"The service {self.name} cannot be reached.") from reason
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -176,7 +198,7 @@ class Upstream:
     def _retire_idle(self) -> bool:
         if not self._idle:
             return False
-        self._idle.pop(0).close()  # the one unused longest
+        self._idle.popleft().close()  # the one unused longest
         return True
 
     def _connect(self, consumer: Consumer) -> None:
@@ -188,7 +210,7 @@ class Upstream:
 
     async def _open(self, connection: "UpstreamConnection", consumer: Consumer) -> None:
         try:
-            await self.connect(connection)
+            connection.address = await self.connect(connection)
         except asyncio.CancelledError:
             self._connections.discard(connection)
             raise
@@ -233,6 +255,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.upstream = upstream
         self.settings = upstream.settings
         self.deadline = NEVER
+        self.address = ""
         self._transport: asyncio.Transport
         self._consumer: Consumer | None = None
         self._expects = _NOTHING
@@ -249,8 +272,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether it may be used again: not closed, as far as is known here, and not too old."""
-        return not self._transport.is_closing() and self.upstream.loop.time() < self._best_before
+        """Whether it may be used again: not closed, as far as is known here, not too old, its replica still there."""
+        return (
+            not self._transport.is_closing()
+            and self.upstream.loop.time() < self._best_before
+            and self.upstream.addresses.has(self.address)
+        )
 
     # The exchange's side
 
