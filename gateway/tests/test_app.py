@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from time import time
+from typing import Any, ClassVar
 
 import httpx
 import orjson
@@ -18,9 +19,35 @@ from gateway import directory, openapi
 from gateway.accesslog import FLUSH_LINES, AccessLog
 from gateway.settings import GatewaySettings
 from gateway.testing import Gateway, GatewayFactory, Peer
+from shared.broker import Broker
 from shared.errors import InternalError, catalogue
+from shared.events import Event, encode
+from shared.settings import Settings
 from shared.testing import TokenIssuer, eventually, free_port
 from shared.testing_wire import raw_connection
+from stack.testing import NATSServer
+
+
+class UsersSettings(Settings):
+    service: ClassVar[str] = "users"
+
+    port: int = 1
+
+
+class SessionRevoked(Event):
+    """As users publishes it (contracts/)."""
+
+    type: ClassVar[str] = "users.session.revoked.v1"
+
+    session_id: str
+    tokens_expire_at: int
+
+    def aggregate_id(self) -> str:
+        return self.session_id
+
+    def aggregate_version(self) -> int:
+        return 1
+
 
 DOCUMENT: dict[str, Any] = {
     "openapi": "3.1.0",
@@ -97,11 +124,12 @@ async def test_documentation_needs_nobody_else(http: httpx.AsyncClient) -> None:
         assert (await http.get(f"/docs/assets/{asset}")).status_code == 200
 
 
+@pytest.mark.integration
 async def test_ready_once_every_service_was_seen_and_degraded_when_one_is_away(
-    start: GatewayFactory, monkeypatch: pytest.MonkeyPatch
+    start: GatewayFactory, monkeypatch: pytest.MonkeyPatch, nats_server: NATSServer
 ) -> None:
     monkeypatch.setattr(directory, "POLL_SECONDS", 0.05)
-    gateway = await start()
+    gateway = await start(**nats_server.settings("gateway"))
     async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http:
 
         async def state() -> dict[str, Any]:
@@ -111,11 +139,41 @@ async def test_ready_once_every_service_was_seen_and_degraded_when_one_is_away(
         async def becomes(expected: dict[str, Any]) -> bool:
             return await state() == expected
 
-        await eventually(lambda: becomes({"status": "ready", "upstreams": {"scripted": "up"}}))
+        await eventually(lambda: becomes({"status": "ready", "nats": "up", "upstreams": {"scripted": "up"}}))
         await gateway.upstream.stop()
-        await eventually(lambda: becomes({"status": "degraded", "upstreams": {"scripted": "down"}}))
+        await eventually(
+            lambda: becomes({"status": "degraded", "nats": "up", "upstreams": {"scripted": "down"}})
+        )
         gateway.app.state.draining.set()
         assert (await http.get("/health/ready")).status_code == 503
+
+
+async def test_without_nats_it_serves_and_says_degraded(gateway: Gateway, http: httpx.AsyncClient) -> None:
+    await eventually(lambda: gateway.app.state.directory.complete)
+    assert (await http.get("/health/ready")).json()["status"] == "degraded"
+    assert (await http.get("/open")).status_code == 200
+
+
+@pytest.mark.integration
+async def test_t6_token_of_a_revoked_session_is_refused_within_a_second(
+    start: GatewayFactory, issuer: TokenIssuer, nats_server: NATSServer
+) -> None:
+    gateway = await start(**nats_server.settings("gateway"))
+    await eventually(gateway.app.state.revocations.caught_up.is_set)
+    fields = issuer.authorization(1, sid="ended")
+    async with (
+        httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http,
+        Broker(UsersSettings(**nats_server.settings("users"))) as broker,
+    ):
+        assert (await http.get("/closed", headers=fields)).status_code == 200
+        await broker.connected.wait()
+        outgoing = encode(SessionRevoked(session_id="ended", tokens_expire_at=int(time()) + 600))
+        await broker.js.publish(outgoing.subject, outgoing.payload)
+
+        async def refused() -> bool:
+            return (await http.get("/closed", headers=fields)).status_code == 401
+
+        await eventually(refused, within=5.0)
 
 
 async def test_not_ready_before_keys_and_services_were_seen(start: GatewayFactory) -> None:

@@ -25,10 +25,12 @@ from gateway.routes import Routes, RouteTable
 from gateway.settings import GatewaySettings
 from gateway.upstream import Upstream
 from shared.app import create_app as create_base_app
+from shared.broker import Broker
 from shared.edge import EDGE_PROBLEMS
 from shared.errors import COMMON_PROBLEMS, NotReady, catalogue
+from shared.revocations import verifying
 from shared.tasks import running
-from shared.tokens import TokenVerifier, issuers
+from shared.tokens import TokenVerifier
 
 PROBLEMS = (*COMMON_PROBLEMS, *EDGE_PROBLEMS, *GATEWAY_PROBLEMS)
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
@@ -51,9 +53,10 @@ class Welcome(BaseModel):
 
 
 class GatewayReadiness(BaseModel):
-    """The gateway serves; `degraded`: some service is away just now."""
+    """The gateway serves; `degraded`: some service is away just now, or NATS, and with it news of revoked sessions."""
 
     status: Literal["ready", "degraded"]
+    nats: Literal["up", "down"]
     upstreams: dict[str, Literal["up", "down"]]
 
 
@@ -74,7 +77,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Closed in reverse order: first nobody asks the services any more, then the pools go.
         async with AsyncExitStack() as stack:
-            verifier = await stack.enter_async_context(TokenVerifier(issuers(settings)))
+            broker = await stack.enter_async_context(Broker(settings))
+            verifier, _, app.state.revocations = await stack.enter_async_context(verifying(settings, broker))
             http = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT, trust_env=False))
             app.state.verifier = verifier
             app.state.proxy = proxy = _proxy(settings, table, verifier)
@@ -145,8 +149,10 @@ async def ready(request: Request) -> GatewayReadiness:
     if not directory.complete:
         missing = ", ".join(service.name for service in directory.services if not service.seen)
         raise NotReady(f"Not seen yet: {missing}.")
+    informed = state.revocations.caught_up.is_set()
     return GatewayReadiness(
-        status="ready" if all(service.alive for service in directory.services) else "degraded",
+        status="ready" if informed and all(service.alive for service in directory.services) else "degraded",
+        nats="up" if informed else "down",
         upstreams={service.name: "up" if service.alive else "down" for service in directory.services},
     )
 
