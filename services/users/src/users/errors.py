@@ -26,6 +26,17 @@ class InvalidCredentials(Problem):
         )
 
 
+class InvalidGrant(Problem):
+    """The refresh token is unknown, expired, revoked or was used before (RFC 6749 section 5.2). Log in again."""
+
+    status = 400
+    code = "invalid_grant"
+    title = "Invalid grant"
+
+    def __init__(self) -> None:
+        super().__init__("The refresh token is not valid.", extra={"error": "invalid_grant"})
+
+
 class InvalidScope(Problem):
     """A scope was asked for that the account does not have (RFC 6749 section 5.2)."""
 
@@ -45,7 +56,17 @@ class UnsupportedGrantType(Problem):
     title = "Unsupported grant type"
 
     def __init__(self) -> None:
-        super().__init__("Use grant_type=password.", extra={"error": "unsupported_grant_type"})
+        super().__init__(
+            "Use grant_type=password or refresh_token.", extra={"error": "unsupported_grant_type"}
+        )
+
+
+class SessionNotFound(Problem):
+    """The caller has no open session with this id."""
+
+    status = 404
+    code = "session_not_found"
+    title = "Session not found"
 
 
 class UserNotFound(Problem):
@@ -70,6 +91,8 @@ class HashingBusy(Problem):
 PROBLEMS: tuple[type[Problem], ...] = (
     EmailTaken,
     InvalidCredentials,
+    InvalidGrant,
+    SessionNotFound,
     InvalidScope,
     UnsupportedGrantType,
     UserNotFound,

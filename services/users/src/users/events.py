@@ -28,5 +28,29 @@ class UserRegistered(Event):
         return self.version
 
 
-EXAMPLES: tuple[Event, ...] = (UserRegistered(id=7, version=1),)
+class SessionRevoked(Event):
+    """A session ended before its tokens did: whoever verifies tokens refuses them from now on."""
+
+    type: ClassVar[str] = "users.session.revoked.v1"
+
+    session_id: str
+    user_id: int
+    tokens_expire_at: int
+    """Unix time in seconds after which no access token of the session can be valid."""
+
+    def aggregate_id(self) -> str:
+        """Return the session's id."""
+        return self.session_id
+
+    def aggregate_version(self) -> int:
+        """Return 1: a session ends once."""
+        return 1
+
+
+EXAMPLES: tuple[Event, ...] = (
+    UserRegistered(id=7, version=1),
+    SessionRevoked(
+        session_id="01942a60-7b85-7000-8000-000000000001", user_id=7, tokens_expire_at=1_767_323_945
+    ),
+)
 """One of every event type of this service, as contracts/ shows them."""

@@ -1,17 +1,30 @@
 """The users API: routes translate, functions decide."""
 
+from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Depends, Form, Path, Request, Response
 
 from shared.auth import CurrentUser
-from shared.database import ReadSession, Session
-from shared.errors import UnsupportedMediaType
-from users import service
-from users.errors import UnsupportedGrantType
+from shared.database import Database, ReadSession, Session
+from shared.errors import InvalidToken, UnsupportedMediaType
+from shared.text import Text
+from shared.tokens import TokenVerifier
+from users import service, sessions
+from users.errors import SessionNotFound, UnsupportedGrantType
 from users.keys import KeyRing
 from users.passwords import Passwords
-from users.schemas import TokenForm, TokenRead, UserCreate, UserRead
+from users.schemas import (
+    AuthorizationServer,
+    PasswordChange,
+    RevocationForm,
+    SessionRead,
+    TokenForm,
+    TokenRead,
+    UserCreate,
+    UserRead,
+)
+from users.sessions import Client
 from users.settings import UsersSettings
 from users.tokens import issue_access_token
 
@@ -46,35 +59,128 @@ async def _form_only(request: Request) -> None:
         raise UnsupportedMediaType(f"Send {FORM}.")
 
 
+def _client(request: Request) -> Client:
+    """Say where a request comes from; the gateway overwrites what clients claim in X-Forwarded-For."""
+    forwarded = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    peer = request.client.host if request.client else None
+    return Client(label=request.headers.get("user-agent"), address=forwarded or peer)
+
+
 @router.post("/token", dependencies=[Depends(_form_only)], summary="Get an access token")
 async def create_token(
     form: Annotated[TokenForm, Form()], request: Request, response: Response, session: Session
 ) -> TokenRead:
-    """Log in with address and password (OAuth2 password flow, for first-party clients only)."""
-    if form.grant_type != "password":
-        raise UnsupportedGrantType
+    """Log in with address and password, or go on with a refresh token (OAuth2, for first-party clients only).
+
+    A refresh token is good for one use; used again, it ends its session.
+    """
     settings: UsersSettings = request.app.state.settings
-    keys: KeyRing = request.app.state.keys
-    user = await service.authenticate(
-        request.app.state.database,
-        request.app.state.passwords,
-        email=form.username,
-        password=form.password.get_secret_value(),
-    )
-    scopes = service.granted_scopes(user, form.scope)
-    login = service.open_session(session, user)
+    database: Database = request.app.state.database
+    match form.grant_type:
+        case "password":
+            user = await service.authenticate(
+                database,
+                request.app.state.passwords,
+                email=form.username,
+                password=form.password.get_secret_value(),
+            )
+            scopes = service.granted_scopes(user, form.scope)
+            granted = await sessions.start(session, settings, user, scopes=scopes, client=_client(request))
+        case "refresh_token":
+            token = form.refresh_token.get_secret_value()
+            granted = await sessions.refresh(database, settings, token, scope=form.scope)
+        case _:
+            raise UnsupportedGrantType
     response.headers["Cache-Control"] = "no-store"
     return TokenRead(
-        access_token=issue_access_token(settings, keys, user_id=user.id, session_id=login.id, scopes=scopes),
+        access_token=issue_access_token(
+            settings,
+            request.app.state.keys,
+            user_id=granted.session.user_id,
+            session_id=granted.session.id,
+            scopes=granted.scopes,
+        ),
         expires_in=settings.access_token_ttl,
-        scope=" ".join(scopes),
+        refresh_token=granted.refresh_token,
+        scope=" ".join(granted.scopes),
     )
+
+
+@router.post("/token/revoke", dependencies=[Depends(_form_only)], summary="Revoke a token")
+async def revoke_token(form: Annotated[RevocationForm, Form()], request: Request) -> dict[str, str]:
+    """End the session that a refresh token or an access token belongs to (RFC 7009). Unknown tokens are no error."""
+    settings: UsersSettings = request.app.state.settings
+    database: Database = request.app.state.database
+    verifier: TokenVerifier = request.app.state.verifier
+    token = form.token.get_secret_value()
+    await sessions.revoke(database, settings, token)
+    with suppress(InvalidToken, SessionNotFound):
+        principal = await verifier.verify(token)
+        async with database.transaction() as session:
+            await sessions.end(session, settings, principal.session_id, user_id=principal.id)
+    return {}
 
 
 @router.get("/me", summary="Read the own account")
 async def read_own_account(me: CurrentUser, session: ReadSession) -> UserRead:
     """Return the account that the access token belongs to."""
     return UserRead.model_validate(await service.get(session, me.id))
+
+
+@router.post("/me/password", status_code=204, summary="Change the own password")
+async def change_own_password(
+    body: PasswordChange, me: CurrentUser, request: Request, session: Session
+) -> None:
+    """Set a new password. All other sessions of the account end."""
+    password_hash = await service.change_password(
+        request.app.state.database,
+        request.app.state.passwords,
+        user_id=me.id,
+        current=body.current_password.get_secret_value(),
+        new=body.new_password.get_secret_value(),
+    )
+    user = await service.get(session, me.id)
+    user.password_hash = password_hash
+    await sessions.end_all(session, request.app.state.settings, user_id=me.id, keep=me.session_id)
+
+
+@router.get("/me/sessions", summary="List the own sessions")
+async def list_own_sessions(me: CurrentUser, session: ReadSession) -> list[SessionRead]:
+    """Return the open sessions, the last used one first."""
+    return [
+        SessionRead.model_validate(login).model_copy(update={"current": login.id == me.session_id})
+        for login in await sessions.open_sessions(session, me.id)
+    ]
+
+
+@router.delete("/me/sessions", status_code=204, summary="End all own sessions")
+async def end_own_sessions(me: CurrentUser, request: Request, session: Session) -> None:
+    """Log out everywhere, here too."""
+    await sessions.end_all(session, request.app.state.settings, user_id=me.id)
+
+
+@router.delete("/me/sessions/{session_id}", status_code=204, summary="End one own session")
+async def end_own_session(
+    session_id: Annotated[Text, Path(max_length=64, description="The session's id.")],
+    me: CurrentUser,
+    request: Request,
+    session: Session,
+) -> None:
+    """Log out one device. Its tokens are refused everywhere within a second."""
+    await sessions.end(session, request.app.state.settings, session_id, user_id=me.id)
+
+
+@well_known.get("/oauth-authorization-server", summary="Authorization server metadata")
+async def read_metadata(request: Request) -> AuthorizationServer:
+    """Return what an OAuth client needs to know (RFC 8414)."""
+    settings: UsersSettings = request.app.state.settings
+    return AuthorizationServer(
+        issuer=settings.token_issuer,
+        token_endpoint=f"{settings.token_issuer}/v1/users/token",
+        revocation_endpoint=f"{settings.token_issuer}/v1/users/token/revoke",
+        jwks_uri=f"{settings.token_issuer}/.well-known/jwks.json",
+        scopes_supported=sorted(service.ADMIN_SCOPES),
+    )
 
 
 @well_known.get("/jwks.json", summary="Keys that verify access tokens")

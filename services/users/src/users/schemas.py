@@ -17,6 +17,7 @@ from pydantic import (
 from shared.text import Text
 
 PASSWORD_MIN, PASSWORD_MAX = 12, 128
+MAX_TOKEN = 4096
 
 
 def _bare(value: Any) -> Any:
@@ -73,13 +74,14 @@ class UserRead(BaseModel):
 
 
 class TokenForm(BaseModel):
-    """RFC 6749 section 4.3.2: the password grant, first-party clients only."""
+    """RFC 6749 sections 4.3.2 and 6: password and refresh_token grants, first-party clients only."""
 
     model_config = ConfigDict(extra="ignore")
 
     grant_type: str = "password"
     username: Annotated[Text, Field(max_length=254)] = ""
     password: Annotated[SecretStr, Field(max_length=PASSWORD_MAX)] = SecretStr("")
+    refresh_token: Annotated[SecretStr, Field(max_length=MAX_TOKEN)] = SecretStr("")
     scope: Annotated[str, Field(max_length=1000)] = ""
 
 
@@ -89,4 +91,49 @@ class TokenRead(BaseModel):
     access_token: str
     token_type: Literal["bearer"] = "bearer"  # noqa: S105  # a token type, not a token
     expires_in: int
+    refresh_token: str = Field(description="Good for one use; the answer brings its successor.")
     scope: str
+
+
+class RevocationForm(BaseModel):
+    """RFC 7009 section 2.1."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    token: Annotated[SecretStr, Field(min_length=1, max_length=MAX_TOKEN)]
+
+
+class PasswordChange(BaseModel):
+    """A new password, and the current one as proof."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    current_password: Annotated[SecretStr, Field(max_length=PASSWORD_MAX), AfterValidator(_encodable)]
+    new_password: Password
+
+
+class SessionRead(BaseModel):
+    """A login session."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    label: str | None = Field(description="What the client called itself (User-Agent).")
+    address: str | None
+    created_at: datetime
+    last_used_at: datetime
+    current: bool = False
+
+
+class AuthorizationServer(BaseModel):
+    """RFC 8414 metadata."""
+
+    issuer: str
+    token_endpoint: str
+    revocation_endpoint: str
+    jwks_uri: str
+    scopes_supported: list[str]
+    response_types_supported: list[str] = []
+    grant_types_supported: list[str] = ["password", "refresh_token"]
+    token_endpoint_auth_methods_supported: list[str] = ["none"]
+    revocation_endpoint_auth_methods_supported: list[str] = ["none"]

@@ -8,10 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import outbox
 from shared.database import Database
-from shared.ids import new_id
 from users.errors import EmailTaken, InvalidCredentials, InvalidScope, UserNotFound
 from users.events import UserRegistered
-from users.models import LoginSession, User
+from users.models import User
 from users.passwords import Passwords
 
 DEFAULT_SCOPES = ("items:write", "notifications:read", "notifications:send")
@@ -99,13 +98,6 @@ async def authenticate(database: Database, passwords: Passwords, *, email: str, 
     return user
 
 
-def open_session(session: AsyncSession, user: User) -> LoginSession:
-    """Start a login session."""
-    login = LoginSession(id=new_id(), user_id=user.id)
-    session.add(login)
-    return login
-
-
 def granted_scopes(user: User, requested: str) -> list[str]:
     """Return the scopes that a token gets: those asked for, or all the account has.
 
@@ -118,3 +110,20 @@ def granted_scopes(user: User, requested: str) -> list[str]:
     if not wanted <= set(user.scopes):
         raise InvalidScope
     return sorted(wanted)
+
+
+async def change_password(
+    database: Database, passwords: Passwords, *, user_id: int, current: str, new: str
+) -> str:
+    """Check a person's current password; return the hash of the new one.
+
+    Raises:
+        InvalidCredentials: the current password is wrong.
+        HashingBusy: too many passwords at once.
+    """
+    async with database.reading() as session:
+        user = await get(session, user_id)
+    fits, _ = await passwords.verify(current, user.password_hash)
+    if not fits:
+        raise InvalidCredentials
+    return await passwords.hash(new)

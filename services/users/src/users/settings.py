@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hmac
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, EmailStr, Field, SecretStr
@@ -33,6 +34,14 @@ class UsersSettings(DatabaseSettings):
         description="32 bytes in base64 that encrypt the signing keys at rest (AES-256-GCM)."
     )
     access_token_ttl: int = Field(900, ge=5, le=3600, description="Seconds that an access token is valid.")
+    session_ttl: int = Field(
+        30 * 86_400, ge=60, description="Seconds after which a session ends however often it is refreshed."
+    )
+    refresh_grace: float = Field(
+        10.0,
+        ge=0,
+        description="Seconds in which a used refresh token, repeated, gets the same successor again.",
+    )
     admin_email: EmailStr | None = Field(None, description="Address of the first admin, made at start.")
     admin_password: SecretStr | None = Field(None, description="Password of the first admin.")
     hashing_threads: int = Field(2, ge=1, le=64, description="Passwords hashed at the same time.")
@@ -41,6 +50,11 @@ class UsersSettings(DatabaseSettings):
     )
     argon2_memory_kib: int = Field(19_456, ge=8, description="Argon2id memory cost, in KiB.")
     argon2_iterations: int = Field(2, ge=1, description="Argon2id time cost.")
+
+    @property
+    def refresh_key(self) -> bytes:
+        """The key that refresh tokens are derived with."""
+        return hmac.digest(self.encryption_key, b"tollhouse refresh tokens", "sha256")
 
     @property
     def encryption_key(self) -> bytes:

@@ -1,0 +1,206 @@
+"""Login sessions and their refresh tokens.
+
+A session is a family of refresh tokens, each the successor of the one before: the successor is HMAC(key, token), so that
+a repeated request (two tabs, a lost response) can be answered with the same one although only digests are stored. A
+token that is used again later, or after its successor was used, was stolen or copied: the whole session ends.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shared import outbox
+from shared.database import Database
+from shared.ids import new_id
+from shared.times import utc_now
+from shared.tokens import LEEWAY
+from users.errors import InvalidGrant, InvalidScope, SessionNotFound
+from users.events import SessionRevoked
+from users.models import LoginSession, RefreshToken, User
+from users.settings import UsersSettings
+
+TOKEN_BYTES = 32
+MAX_LABEL = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Where a request comes from, as the person may recognise it in the list of sessions."""
+
+    label: str | None
+    address: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What a token response is made of."""
+
+    session: LoginSession
+    scopes: list[str]
+    refresh_token: str
+
+
+async def start(
+    session: AsyncSession, settings: UsersSettings, user: User, *, scopes: list[str], client: Client
+) -> Granted:
+    """Open a session for somebody who has just logged in."""
+    login = LoginSession(
+        id=new_id(),
+        user_id=user.id,
+        scopes=scopes,
+        label=client.label and client.label[:MAX_LABEL],
+        address=client.address,
+        expires_at=utc_now() + timedelta(seconds=settings.session_ttl),
+    )
+    token = secrets.token_bytes(TOKEN_BYTES)
+    session.add(login)
+    await session.flush()
+    session.add(RefreshToken(digest=_digest(token), session_id=login.id))
+    return Granted(login, scopes, _encode(token))
+
+
+async def refresh(database: Database, settings: UsersSettings, refresh_token: str, *, scope: str) -> Granted:
+    """Exchange a refresh token for its successor.
+
+    In a transaction of its own: that a token was used twice must be remembered although the answer is an error.
+
+    Raises:
+        InvalidGrant: the token is unknown, expired, revoked or was used before.
+        InvalidScope: more was asked for than the session was granted.
+    """
+    async with database.transaction() as session:
+        granted = await _rotate(session, settings, _decode(refresh_token), wanted=set(scope.split()))
+    if granted is None:
+        raise InvalidGrant
+    return granted
+
+
+async def _rotate(
+    session: AsyncSession, settings: UsersSettings, token: bytes, *, wanted: set[str]
+) -> Granted | None:
+    # Both rows are locked: parallel refreshes of one family take turns.
+    found = await session.execute(
+        select(RefreshToken, LoginSession, User)
+        .join(LoginSession, LoginSession.id == RefreshToken.session_id)
+        .join(User, User.id == LoginSession.user_id)
+        .where(RefreshToken.digest == _digest(token))
+        .with_for_update(of=(RefreshToken, LoginSession))
+    )
+    row = found.one_or_none()
+    now = utc_now()
+    if (
+        row is None
+        or row.LoginSession.revoked_at
+        or row.LoginSession.expires_at <= now
+        or not row.User.is_active
+    ):
+        return None
+    used, login, user = row.RefreshToken, row.LoginSession, row.User
+    scopes = [name for name in login.scopes if name in user.scopes and (not wanted or name in wanted)]
+    if not wanted <= set(scopes):
+        raise InvalidScope
+    successor = hmac.digest(settings.refresh_key, token, "sha256")
+    if used.used_at is None:
+        used.used_at = login.last_used_at = now
+        session.add(RefreshToken(digest=_digest(successor), session_id=login.id))
+        return Granted(login, scopes, _encode(successor))
+    heir = await session.get(RefreshToken, _digest(successor))
+    in_grace = now - used.used_at <= timedelta(seconds=settings.refresh_grace)
+    if in_grace and heir is not None and heir.used_at is None:
+        return Granted(login, scopes, _encode(successor))
+    await _end(session, settings, [login])
+    return None
+
+
+async def revoke(database: Database, settings: UsersSettings, refresh_token: str) -> None:
+    """End the session that a refresh token belongs to (RFC 7009); an unknown token is no error."""
+    try:
+        digest = _digest(_decode(refresh_token))
+    except InvalidGrant:
+        return
+    async with database.transaction() as session:
+        login = await session.scalar(
+            select(LoginSession)
+            .join(RefreshToken, RefreshToken.session_id == LoginSession.id)
+            .where(RefreshToken.digest == digest)
+            .with_for_update(of=LoginSession)
+        )
+        if login is not None:
+            await _end(session, settings, [login])
+
+
+async def open_sessions(session: AsyncSession, user_id: int) -> Sequence[LoginSession]:
+    """Return a person's open sessions, the last used one first."""
+    query = select(LoginSession).where(
+        LoginSession.user_id == user_id,
+        LoginSession.revoked_at.is_(None),
+        LoginSession.expires_at > utc_now(),
+    )
+    return (await session.scalars(query.order_by(LoginSession.last_used_at.desc()))).all()
+
+
+async def end(session: AsyncSession, settings: UsersSettings, session_id: str, *, user_id: int) -> None:
+    """End one of a person's sessions.
+
+    Raises:
+        SessionNotFound: the person has no open session with this id.
+    """
+    login = await session.get(LoginSession, session_id, with_for_update=True)
+    if login is None or login.user_id != user_id or login.revoked_at is not None:
+        raise SessionNotFound
+    await _end(session, settings, [login])
+
+
+async def end_all(
+    session: AsyncSession, settings: UsersSettings, *, user_id: int, keep: str | None = None
+) -> None:
+    """End a person's open sessions, all but `keep`."""
+    query = select(LoginSession).where(LoginSession.user_id == user_id, LoginSession.revoked_at.is_(None))
+    logins = (await session.scalars(query.order_by(LoginSession.id).with_for_update())).all()
+    await _end(session, settings, [login for login in logins if login.id != keep])
+
+
+async def _end(session: AsyncSession, settings: UsersSettings, logins: Iterable[LoginSession]) -> None:
+    """Mark sessions as revoked, and tell everybody who verifies tokens."""
+    now = utc_now()
+    tokens_expire_at = int(now.timestamp()) + settings.access_token_ttl + 2 * LEEWAY
+    events = []
+    for login in logins:
+        if login.revoked_at is None:
+            login.revoked_at = now
+            events.append(
+                SessionRevoked(session_id=login.id, user_id=login.user_id, tokens_expire_at=tokens_expire_at)
+            )
+    if events:
+        await outbox.add(session, *events)
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def _encode(token: bytes) -> str:
+    return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
+
+
+def _decode(token: str) -> bytes:
+    """Read a refresh token as it is on the wire.
+
+    Raises:
+        InvalidGrant: it has not the form of one.
+    """
+    try:
+        decoded = base64.b64decode(token + "=", altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        decoded = b""
+    if len(decoded) != TOKEN_BYTES:
+        raise InvalidGrant
+    return decoded

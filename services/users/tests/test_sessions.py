@@ -1,0 +1,273 @@
+"""Refresh tokens rotate, sessions end, and what ended is refused within a second."""
+
+import asyncio
+import base64
+import os
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from shared.testing import eventually, serving
+from users.app import create_app
+from users.settings import UsersSettings
+
+pytestmark = pytest.mark.integration
+
+PASSWORD = "correct horse battery"
+EMAIL = "ada@example.com"
+
+
+async def log_in(client: httpx.AsyncClient, *, register: bool = True, **headers: str) -> dict[str, Any]:
+    """Return a token response."""
+    if register:
+        await client.post("/v1/users", json={"email": EMAIL, "password": PASSWORD})
+    response = await client.post(
+        "/v1/users/token", data={"username": EMAIL, "password": PASSWORD}, headers=headers
+    )
+    assert response.status_code == 200, response.text
+    tokens: dict[str, Any] = response.json()
+    return tokens
+
+
+async def refresh(client: httpx.AsyncClient, token: str, **form: str) -> httpx.Response:
+    return await client.post(
+        "/v1/users/token", data={"grant_type": "refresh_token", "refresh_token": token, **form}
+    )
+
+
+async def me(client: httpx.AsyncClient, tokens: dict[str, Any]) -> int:
+    """Return the status that the access token is answered with."""
+    response = await client.get("/v1/users/me", headers=bearer(tokens))
+    return response.status_code
+
+
+def bearer(tokens: dict[str, Any]) -> dict[str, str]:
+    return {"Authorization": f"Bearer {tokens['access_token']}"}
+
+
+def session_of(tokens: dict[str, Any]) -> str:
+    return str(jwt.decode(tokens["access_token"], options={"verify_signature": False})["sid"])
+
+
+async def refused(client: httpx.AsyncClient, tokens: dict[str, Any]) -> None:
+    """Wait until the access token is refused."""
+
+    async def is_refused() -> bool:
+        return await me(client, tokens) == 401
+
+    await eventually(is_refused, within=5)
+
+
+async def test_a_refresh_token_is_exchanged_for_its_successor_in_the_same_session(
+    client: httpx.AsyncClient,
+) -> None:
+    first = await log_in(client)
+
+    response = await refresh(client, first["refresh_token"])
+    second = response.json()
+
+    assert response.headers["Cache-Control"] == "no-store"
+    assert second["refresh_token"] != first["refresh_token"]
+    assert session_of(second) == session_of(first)
+    assert await me(client, second) == 200
+    assert (await refresh(client, second["refresh_token"])).status_code == 200
+
+
+async def test_a_repeat_while_the_successor_is_unused_gets_the_same_successor(
+    client: httpx.AsyncClient,
+) -> None:
+    first = await log_in(client)
+
+    answers = [(await refresh(client, first["refresh_token"])).json() for _ in range(3)]
+
+    assert len({answer["refresh_token"] for answer in answers}) == 1
+    assert len({answer["access_token"] for answer in answers}) == 3
+
+
+async def test_reuse_after_the_successor_was_used_ends_the_session(client: httpx.AsyncClient) -> None:
+    first = await log_in(client)
+    second = (await refresh(client, first["refresh_token"])).json()
+    third = (await refresh(client, second["refresh_token"])).json()
+
+    stolen = await refresh(client, first["refresh_token"])
+
+    assert stolen.status_code == 400
+    assert (stolen.json()["code"], stolen.json()["error"]) == ("invalid_grant", "invalid_grant")
+    assert (await refresh(client, third["refresh_token"])).status_code == 400
+    await refused(client, third)
+
+
+async def test_reuse_after_the_grace_ends_the_session(settings: UsersSettings) -> None:
+    impatient = create_app(settings.model_copy(update={"refresh_grace": 0}))
+    async with serving(impatient) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        first = await log_in(client)
+        second = (await refresh(client, first["refresh_token"])).json()
+
+        assert (await refresh(client, first["refresh_token"])).status_code == 400
+        assert (await refresh(client, second["refresh_token"])).status_code == 400
+
+
+async def test_twenty_parallel_refreshes_leave_one_live_chain(client: httpx.AsyncClient) -> None:
+    first = await log_in(client)
+
+    answers = await asyncio.gather(*(refresh(client, first["refresh_token"]) for _ in range(20)))
+
+    assert {answer.status_code for answer in answers} == {200}
+    successors = {answer.json()["refresh_token"] for answer in answers}
+    assert len(successors) == 1
+    assert (await refresh(client, successors.pop())).status_code == 200
+
+
+async def test_the_database_holds_no_refresh_token(client: httpx.AsyncClient, app: FastAPI) -> None:
+    tokens = await log_in(client)
+    raw = base64.urlsafe_b64decode(tokens["refresh_token"] + "=")
+    async with app.state.database.reading() as session:
+        stored = [bytes(row[0]) for row in await session.execute(text("SELECT digest FROM refresh_tokens"))]
+        dump = (await session.execute(text("SELECT payload FROM outbox"))).scalars().all()
+
+    assert len(stored) == 1
+    assert raw not in stored
+    assert all(tokens["refresh_token"].encode() not in payload for payload in dump)
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["", "x", "A" * 43, "é" * 43, "A" * 5000, base64.urlsafe_b64encode(os.urandom(32)).decode()],
+    ids=["empty", "short", "unknown", "non-ascii", "huge", "padded"],
+)
+async def test_a_bad_refresh_token_is_a_client_error(client: httpx.AsyncClient, token: str) -> None:
+    answer = await refresh(client, token)
+
+    assert answer.status_code == (422 if len(token) > 4096 else 400)
+    if answer.status_code == 400:
+        assert answer.json()["error"] == "invalid_grant"
+
+
+async def test_scopes_can_be_narrowed_and_never_widened(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/users", json={"email": EMAIL, "password": PASSWORD})
+    narrow = (
+        await client.post(
+            "/v1/users/token",
+            data={"username": EMAIL, "password": PASSWORD, "scope": "items:write notifications:read"},
+        )
+    ).json()
+
+    narrower = (await refresh(client, narrow["refresh_token"], scope="items:write")).json()
+    wider = await refresh(client, narrower["refresh_token"], scope="notifications:send")
+    again = (await refresh(client, narrower["refresh_token"])).json()
+
+    assert narrower["scope"] == "items:write"
+    assert (wider.status_code, wider.json()["error"]) == (400, "invalid_scope")
+    assert set(again["scope"].split()) == {"items:write", "notifications:read"}
+
+
+async def test_an_expired_session_cannot_be_refreshed(settings: UsersSettings) -> None:
+    short = create_app(settings.model_copy(update={"session_ttl": -1}))
+    async with serving(short) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        tokens = await log_in(client)
+        assert (await refresh(client, tokens["refresh_token"])).status_code == 400
+
+
+@pytest.mark.parametrize("kind", ["refresh_token", "access_token"])
+async def test_revoking_either_token_ends_the_session(client: httpx.AsyncClient, kind: str) -> None:
+    tokens, other = await log_in(client), await log_in(client, register=False)
+
+    answer = await client.post("/v1/users/token/revoke", data={"token": tokens[kind]})
+
+    assert answer.status_code == 200
+    await refused(client, tokens)
+    assert (await refresh(client, tokens["refresh_token"])).status_code == 400
+    assert await me(client, other) == 200
+
+
+async def test_revoking_what_is_no_token_is_no_error(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/v1/users/token/revoke", data={"token": "nonsense"})).status_code == 200
+    assert (await client.post("/v1/users/token/revoke", data={"x": "y"})).status_code == 422
+
+
+async def test_sessions_are_listed_with_device_and_address(client: httpx.AsyncClient) -> None:
+    await log_in(client, **{"User-Agent": "Phone", "X-Forwarded-For": "192.0.2.7"})
+    tokens = await log_in(client, register=False, **{"User-Agent": "Laptop" * 100})
+
+    listed = (await client.get("/v1/users/me/sessions", headers=bearer(tokens))).json()
+
+    assert [session["current"] for session in listed] == [True, False]
+    assert (listed[1]["label"], listed[1]["address"]) == ("Phone", "192.0.2.7")
+    assert len(listed[0]["label"]) == 200
+
+
+async def test_one_session_is_ended_and_the_others_stay(client: httpx.AsyncClient) -> None:
+    phone, laptop = await log_in(client), await log_in(client, register=False)
+
+    path = f"/v1/users/me/sessions/{session_of(phone)}"
+    assert (await client.delete(path, headers=bearer(laptop))).status_code == 204
+
+    await refused(client, phone)
+    assert await me(client, laptop) == 200
+    gone = await client.delete(path, headers=bearer(laptop))
+    assert (gone.status_code, gone.json()["code"]) == (404, "session_not_found")
+
+
+async def test_nobody_ends_the_session_of_somebody_else(client: httpx.AsyncClient) -> None:
+    ada = await log_in(client)
+    await client.post("/v1/users", json={"email": "eve@example.com", "password": PASSWORD})
+    eve = (
+        await client.post("/v1/users/token", data={"username": "eve@example.com", "password": PASSWORD})
+    ).json()
+
+    answer = await client.delete(f"/v1/users/me/sessions/{session_of(ada)}", headers=bearer(eve))
+
+    assert answer.status_code == 404
+    assert await me(client, ada) == 200
+
+
+async def test_all_sessions_end_the_current_one_included(client: httpx.AsyncClient) -> None:
+    phone, laptop = await log_in(client), await log_in(client, register=False)
+
+    assert (await client.delete("/v1/users/me/sessions", headers=bearer(laptop))).status_code == 204
+
+    await refused(client, phone)
+    await refused(client, laptop)
+
+
+async def test_a_new_password_ends_all_other_sessions(client: httpx.AsyncClient) -> None:
+    phone, laptop = await log_in(client), await log_in(client, register=False)
+    change = {"current_password": PASSWORD, "new_password": "a much better one"}
+
+    wrong = await client.post(
+        "/v1/users/me/password", json={**change, "current_password": "wrong"}, headers=bearer(laptop)
+    )
+    right = await client.post("/v1/users/me/password", json=change, headers=bearer(laptop))
+
+    assert (wrong.status_code, right.status_code) == (401, 204)
+    await refused(client, phone)
+    assert await me(client, laptop) == 200
+    old = await client.post("/v1/users/token", data={"username": EMAIL, "password": PASSWORD})
+    new = await client.post("/v1/users/token", data={"username": EMAIL, "password": "a much better one"})
+    assert (old.status_code, new.status_code) == (401, 200)
+
+
+async def test_a_restarted_service_still_refuses_what_was_revoked(
+    settings: UsersSettings, client: httpx.AsyncClient
+) -> None:
+    tokens = await log_in(client)
+    await client.post("/v1/users/token/revoke", data={"token": tokens["refresh_token"]})
+    await refused(client, tokens)
+
+    async with (
+        serving(create_app(settings)) as url,
+        httpx.AsyncClient(base_url=url, trust_env=False) as replica,
+    ):
+        await refused(replica, tokens)
+
+
+async def test_metadata_names_the_endpoints(client: httpx.AsyncClient, settings: UsersSettings) -> None:
+    metadata = (await client.get("/.well-known/oauth-authorization-server")).json()
+
+    assert metadata["issuer"] == settings.token_issuer
+    assert metadata["token_endpoint"] == f"{settings.token_issuer}/v1/users/token"
+    assert metadata["grant_types_supported"] == ["password", "refresh_token"]
