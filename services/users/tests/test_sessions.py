@@ -21,7 +21,9 @@ PASSWORD = "correct horse battery"
 EMAIL = "ada@example.com"
 
 
-async def log_in(client: httpx.AsyncClient, *, register: bool = True, **headers: str) -> dict[str, Any]:
+async def log_in(
+    client: httpx.AsyncClient, *, register: bool = True, headers: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Return a token response."""
     if register:
         await client.post("/v1/users", json={"email": EMAIL, "password": PASSWORD})
@@ -190,8 +192,8 @@ async def test_revoking_what_is_no_token_is_no_error(client: httpx.AsyncClient) 
 
 
 async def test_sessions_are_listed_with_device_and_address(client: httpx.AsyncClient) -> None:
-    await log_in(client, **{"User-Agent": "Phone", "X-Forwarded-For": "192.0.2.7"})
-    tokens = await log_in(client, register=False, **{"User-Agent": "Laptop" * 100})
+    await log_in(client, headers={"User-Agent": "Phone", "X-Forwarded-For": "192.0.2.7"})
+    tokens = await log_in(client, register=False, headers={"User-Agent": "Laptop" * 100})
 
     listed = (await client.get("/v1/users/me/sessions", headers=bearer(tokens))).json()
 
