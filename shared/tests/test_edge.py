@@ -18,7 +18,7 @@ HOST = b"Host: example\r\n"
 class Impatient(EdgeProtocol):
     """The edge with deadlines that a test can wait for."""
 
-    limits = EdgeLimits(head=0.3, body_stall=0.3)
+    limits = EdgeLimits(head=0.3, body_stall=0.3, write_stall=0.3)
 
 
 class Recorder:
@@ -81,11 +81,25 @@ class Recorder:
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
         raise RuntimeError("fails")
 
+    async def on_answers_first(self, _scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send({"type": "http.response.body", "body": b"late"})
+
     async def on_lie(self, _scope: Any, _receive: Any, send: Any) -> None:
         await _answer(send, b"long", [(b"content-length", b"2")])
 
     async def on_inject(self, _scope: Any, _receive: Any, send: Any) -> None:
         await _answer(send, b"", [(b"x", b"a\r\nset-cookie: b")])
+
+    async def on_flood(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.note(scope, receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        self.release.set()
 
     async def on_slow_reader(self, scope: Any, receive: Any, send: Any) -> None:
         await self.release.wait()
@@ -407,6 +421,27 @@ async def test_g7_a_body_we_do_not_read_is_not_the_clients_stall(app: Recorder, 
         app.release.set()
         assert (await raw.response()).body == b"read"
         await sending
+
+
+async def test_client_that_takes_nothing_of_its_response_is_cut_off(app: Recorder, impatient: str) -> None:
+    async with raw_connection(impatient) as raw:
+        raw.reader._limit = 1000  # type: ignore[attr-defined]  # what a StreamReader takes before it pauses
+        await raw.send(get(b"/flood"))
+        await eventually(app.release.is_set)
+
+
+async def test_a_body_that_breaks_in_the_middle_of_its_answer_cuts_the_connection(impatient: str) -> None:
+    async with raw_connection(impatient) as raw:
+        await raw.send(post(b"/answers_first", b"Transfer-Encoding: chunked\r\n"))
+        await raw.until(b"half")
+        await raw.send(b"oops\r\n")
+        assert b"0\r\n\r\n" not in await raw.rest()
+
+
+async def test_path_that_is_not_utf_8_is_refused(app: Recorder, raw: RawConnection) -> None:
+    await raw.send(get(b"/%ff"))
+    assert (await raw.response()).json()["code"] == "malformed_request"
+    assert app.requests == []
 
 
 async def test_pipelined_bytes_are_held_within_a_bound(app: Recorder, raw: RawConnection) -> None:

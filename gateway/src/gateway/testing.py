@@ -169,7 +169,7 @@ class ScriptedUpstream:
 class ImpatientProtocol(GatewayProtocol):
     """The gateway with deadlines that a test can wait for."""
 
-    limits = EdgeLimits(head=0.3, body_stall=0.3)
+    limits = EdgeLimits(head=0.3, body_stall=0.3, write_stall=0.3)
 
 
 @dataclass

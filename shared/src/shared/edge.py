@@ -9,7 +9,6 @@ it before any ASGI object exists.
 """
 
 import asyncio
-import re
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -56,7 +55,6 @@ DRAIN_IDLE_SECONDS: Final = 0.5
 _UNTIL_CLOSE: Final = -1
 _FRAMING = frozenset({b"connection", b"keep-alive", b"transfer-encoding"})
 _BODILESS = frozenset({*range(100, 200), 204, 304})
-_sane_request_id = re.compile(rb"[A-Za-z0-9._-]{1,128}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,8 @@ class EdgeLimits:
     """From the first byte of a request to the end of its head (SECURITY G7)."""
     body_stall: float = 30.0
     """Between two pieces of a body that we are ready to read (SECURITY G7)."""
+    write_stall: float = 30.0
+    """For which a client may take nothing of a response that is ready for it."""
 
 
 class MalformedRequest(Problem):
@@ -110,14 +110,6 @@ _HELD: Final = 2  # the request is read whole; they wait for its response
 _DISCARD: Final = 3  # the connection is given up; they are dropped
 
 _sweeps: WeakKeyDictionary[ServerState, Sweep] = WeakKeyDictionary()
-
-
-def request_id_of(head: RequestHead) -> bytes:
-    """Return the client's X-Request-ID where there is exactly one sane one, else a new id."""
-    found = [value for name, value in head.headers if name == b"x-request-id"]
-    if len(found) == 1 and _sane_request_id(found[0]):
-        return found[0]
-    return new_id().encode()
 
 
 def reset(transport: asyncio.Transport) -> None:
@@ -186,10 +178,12 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def expire(self, now: float) -> None:
         """The client took too long."""
-        if self._keeps_client_waiting():
+        if self.transport.is_closing() or (self._reading == _HELD and self.flow.write_paused):
+            reset(self.transport)  # it does not even take what there is for it
+        elif self._keeps_client_waiting():
             self.deadline = now + self.limits.body_stall
         elif self._reading == _HEAD and not self._held:
-            self.transport.close()  # an idle connection; a 408 nobody asked for confuses clients
+            self._close()  # an idle connection; a 408 nobody asked for confuses clients
         elif self._reading == _DISCARD:
             self.transport.abort()
         else:
@@ -378,11 +372,26 @@ class EdgeProtocol(HttpToolsProtocol):
         self._reading = _DISCARD
         self._held = b""
         if whole or self.transport.is_closing() or not self.transport.can_write_eof():
-            self.transport.close()
+            self._close()
             return
         self.transport.write_eof()
         self.flow.resume_reading()
         self.deadline = self.loop.time() + LINGER_SECONDS
+
+    def _close(self) -> None:
+        """Close once what was written has been taken, for which the client has a while."""
+        self.transport.close()
+        self.deadline = self.loop.time() + self.limits.write_stall
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._reading == _HELD:
+            self.deadline = self.loop.time() + self.limits.write_stall
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._reading == _HELD:
+            self.deadline = NEVER
 
     # ASGI
 
