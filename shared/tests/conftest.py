@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import orjson
 import pytest
+import structlog
 from pydantic import Field, SecretStr
 from sqlalchemy import text
 from starlette.applications import Starlette
@@ -58,6 +59,15 @@ class KeyServer:
     def publish(self, *keys: dict[str, Any]) -> None:
         """Answer with these keys from now on."""
         self.document = orjson.dumps({"keys": keys})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_tracebacks() -> None:
+    """Spare the tests the pictures that structlog draws of tracebacks by default: each takes seconds."""
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, renderer]
+    )
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ class ProbeSettings(Settings):
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
     """Leave the loggers of the run as they were."""
+    structured = structlog.get_config()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     levels = {
@@ -31,7 +32,7 @@ def _restored() -> Iterator[None]:
     root.setLevel(level)
     for name, previous in levels.items():
         logging.getLogger(name).setLevel(previous)
-    structlog.reset_defaults()
+    structlog.configure(**structured)
 
 
 def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

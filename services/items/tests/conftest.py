@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+import structlog
 from fastapi import FastAPI
 from pydantic import AnyHttpUrl, SecretStr
 from sqlalchemy import select
@@ -16,6 +17,15 @@ from shared.outbox import OutboxRow
 from shared.testing import TokenIssuer, serving
 
 Events = Callable[[], Awaitable[list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_tracebacks() -> None:
+    """Spare the tests the pictures that structlog draws of tracebacks by default: each takes seconds."""
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, renderer]
+    )
 
 
 @pytest.fixture
