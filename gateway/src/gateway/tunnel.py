@@ -139,10 +139,6 @@ class ClientEnd(_End):
 class ServiceEnd(_End):
     """The service's side."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.tunnel.upstream.tunnels += 1
-
     def data_received(self, data: bytes) -> None:
         self.tunnel.from_service(data)
 
@@ -202,13 +198,14 @@ class Tunnel:
         self._transport.set_protocol(self.client)
         self._connections.add(self.client)  # type: ignore[arg-type]  # typed as uvicorn's own protocols
         self._sweep.add(self)
+        self.upstream.tunnels += 1
         self._opening = self.proxy.spawn(self._connect())
 
     async def _connect(self) -> None:
         try:
             handshake = await self._handshake()
             service = ServiceEnd(self)
-            if self.upstream.tunnels >= self.upstream.settings.max_tunnels:
+            if self.upstream.tunnels > self.upstream.settings.max_tunnels:
                 raise UpstreamOverloaded("There are as many WebSockets as there may be.")
             await self.upstream.connect(service)
             self.service = service
@@ -410,7 +407,6 @@ class Tunnel:
 
     def service_lost(self) -> None:
         """The service is gone: tell the client where that is possible."""
-        self.upstream.tunnels -= 1
         if self._closing:
             return
         if not self._open:
@@ -428,6 +424,7 @@ class Tunnel:
     def client_lost(self) -> None:
         """The client is gone."""
         self._closing = True
+        self.upstream.tunnels -= 1
         self.proxy.access_log.note(
             "socket.served" if self._open else "socket.refused",
             path=self._path.decode(),

@@ -94,7 +94,7 @@ class Upstream:
         self._connections: set[UpstreamConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._waiting: deque[tuple[float, Consumer]] = deque()
-        self._closed = False
+        self.closed = False
 
     @property
     def connections(self) -> int:
@@ -169,7 +169,7 @@ class Upstream:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        self._closed = True
+        self.closed = True
         connecting = list(self._connecting)
         for task in connecting:
             task.cancel()
@@ -242,7 +242,7 @@ class Upstream:
             self._idle.append(connection)
 
     def _serve_waiting(self) -> None:
-        if self._waiting and not self._closed and self.connections < self.settings.max_connections:
+        if self._waiting and not self.closed and self.connections < self.settings.max_connections:
             _, consumer = self._waiting.popleft()
             self._watch_queue()
             self._connect(consumer)
@@ -334,6 +334,8 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # create_connection makes a Transport
         self._best_before = self.upstream.loop.time() + self.settings.pool_age
+        if self.upstream.closed:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         consumer = self._consumer

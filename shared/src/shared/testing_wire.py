@@ -39,7 +39,7 @@ class RawConnection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self._received = b""
+        self.received = b""
 
     async def send(self, *pieces: bytes) -> None:
         """Send each piece as a segment of its own."""
@@ -56,10 +56,10 @@ class RawConnection:
         """
         async with asyncio.timeout(PATIENCE):
             while True:
-                while not (end := find_head_end(self._received)):
+                while not (end := find_head_end(self.received)):
                     await self._more()
-                head = parse_response_head(self._received, end)
-                self._received = self._received[end:]
+                head = parse_response_head(self.received, end)
+                self.received = self.received[end:]
                 if head.status >= 200 or head.status == 101:
                     break
             if to_head or head.status in (101, 204, 304):
@@ -67,49 +67,49 @@ class RawConnection:
             elif head.chunked:
                 body = await self._chunked()
             elif head.content_length is not None:
-                while len(self._received) < head.content_length:
+                while len(self.received) < head.content_length:
                     await self._more()
-                body, self._received = (
-                    self._received[: head.content_length],
-                    self._received[head.content_length :],
+                body, self.received = (
+                    self.received[: head.content_length],
+                    self.received[head.content_length :],
                 )
             else:
-                body, self._received = self._received + await self.reader.read(), b""
+                body, self.received = self.received + await self.reader.read(), b""
             return RawResponse(head.status, head.headers, body)
 
     async def until(self, ending: bytes) -> bytes:
         """Read raw bytes up to and including `ending`."""
         async with asyncio.timeout(PATIENCE):
-            while ending not in self._received:
+            while ending not in self.received:
                 await self._more()
-        found, _, self._received = self._received.partition(ending)
+        found, _, self.received = self.received.partition(ending)
         return found + ending
 
     async def rest(self) -> bytes:
         """Read until the other side closes (or resets), and return what came."""
         async with asyncio.timeout(PATIENCE):
             try:
-                received = self._received + await self.reader.read()
+                received = self.received + await self.reader.read()
             except ConnectionError:
-                received = self._received
-        self._received = b""
+                received = self.received
+        self.received = b""
         return received
 
     async def _chunked(self) -> bytes:
         chunks = ChunkedBody()
-        body = chunks.feed(self._received)
+        body = chunks.feed(self.received)
         while not chunks.complete:
-            self._received = b""
+            self.received = b""
             await self._more()
-            body += chunks.feed(self._received)
-        self._received = chunks.rest
+            body += chunks.feed(self.received)
+        self.received = chunks.rest
         return body
 
     async def _more(self) -> None:
         data = await self.reader.read(65536)
         if not data:
-            raise EOFError(f"the connection ended after {self._received!r}")
-        self._received += data
+            raise EOFError(f"the connection ended after {self.received!r}")
+        self.received += data
 
 
 @asynccontextmanager
