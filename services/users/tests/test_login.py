@@ -249,7 +249,7 @@ async def test_private_key_is_stored_encrypted(app: FastAPI) -> None:
         key = (await session.scalars(select(SigningKey))).one()
 
     assert "d" not in key.public_jwk
-    private = app.state.keys.signing_key.private_numbers().private_value.to_bytes(32, "big")
+    private = app.state.keys.signing_key()[1].private_numbers().private_value.to_bytes(32, "big")
     assert private not in key.private_key
 
 

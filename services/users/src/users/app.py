@@ -15,7 +15,7 @@ from shared.revocations import verifying
 from shared.tasks import running
 from users import service
 from users.errors import PROBLEMS
-from users.keys import open_key_ring
+from users.key_ring import KeyRing
 from users.passwords import Passwords
 from users.routes import router, well_known
 from users.settings import UsersSettings
@@ -50,7 +50,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(database.close)
         app.state.passwords = passwords = Passwords(settings)
         stack.callback(passwords.close)
-        app.state.keys = await open_key_ring(database, settings.encryption_key)
+        app.state.keys = keys = KeyRing(database, settings)
+        await keys.load()
         await _ensure_admin(settings, database, passwords)
         # The service asks itself for the keys without leaving the process.
         own_keys = httpx.ASGITransport(app=app)
@@ -60,7 +61,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         relay = Relay(database, broker, service=settings.service)
         # Flushed after its task has ended and before the connections close.
         stack.push_async_callback(relay.flush)
-        await stack.enter_async_context(running(relay.run()))
+        await stack.enter_async_context(running(relay.run(), keys.follow()))
         yield
 
 

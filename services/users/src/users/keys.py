@@ -1,8 +1,8 @@
-"""Signing keys: made at first start, kept encrypted in the database, published as a JWKS (RFC 7517)."""
+"""One signing key: how it is made, named, and kept encrypted (key_ring.py has the life of all of them)."""
 
 import base64
 import os
-from dataclasses import dataclass
+from datetime import datetime
 
 import orjson
 from cryptography.exceptions import InvalidTag
@@ -20,52 +20,19 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_der_private_key,
 )
-from sqlalchemy import func, select
 
-from shared.database import Database
 from shared.errors import StartupRefused
 from users.models import SigningKey
 
 _NONCE_BYTES = 12
 _COORDINATE_BYTES = 32
-_FIRST_KEY_LOCK = 7_305_811_101
 
 
 class KeyEncryptionMismatch(StartupRefused):
     """The stored signing keys were encrypted with another key than the one in settings."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRing:
-    """The key that signs, and the public halves of all that verify."""
-
-    kid: str
-    signing_key: EllipticCurvePrivateKey
-    jwks: bytes
-
-
-async def open_key_ring(database: Database, encryption_key: bytes) -> KeyRing:
-    """Load the signing keys, making the first one if there is none; replicas agree on it.
-
-    Raises:
-        KeyEncryptionMismatch: `encryption_key` does not open the stored keys.
-    """
-    cipher = AESGCM(encryption_key)
-    async with database.transaction() as session:
-        await session.execute(select(func.pg_advisory_xact_lock(_FIRST_KEY_LOCK)))
-        keys = list(await session.scalars(select(SigningKey).order_by(SigningKey.created_at)))
-        if not keys:
-            keys = [new_signing_key(cipher)]
-            session.add(keys[0])
-    newest = keys[-1]
-    return KeyRing(
-        kid=newest.kid,
-        signing_key=_decrypt(cipher, newest),
-        jwks=orjson.dumps({"keys": [key.public_jwk for key in keys]}),
-    )
-
-
-def new_signing_key(cipher: AESGCM) -> SigningKey:
+def new_signing_key(cipher: AESGCM, *, signs_from: datetime) -> SigningKey:
     """Make an ES256 key pair; its id is the thumbprint of the public half (RFC 7638)."""
     private = generate_private_key(SECP256R1())
     members = _public_members(private.public_key())
@@ -75,12 +42,18 @@ def new_signing_key(cipher: AESGCM) -> SigningKey:
     return SigningKey(
         kid=kid,
         algorithm="ES256",
+        signs_from=signs_from,
         public_jwk={**members, "kid": kid, "use": "sig", "alg": "ES256"},
         private_key=nonce + cipher.encrypt(nonce, plain, kid.encode()),
     )
 
 
-def _decrypt(cipher: AESGCM, key: SigningKey) -> EllipticCurvePrivateKey:
+def decrypt(cipher: AESGCM, key: SigningKey) -> EllipticCurvePrivateKey:
+    """Return the private half.
+
+    Raises:
+        KeyEncryptionMismatch: it was encrypted with another key.
+    """
     nonce, sealed = key.private_key[:_NONCE_BYTES], key.private_key[_NONCE_BYTES:]
     try:
         plain = cipher.decrypt(nonce, sealed, key.kid.encode())

@@ -76,4 +76,5 @@ class SigningKey(Base):
     algorithm: Mapped[str] = mapped_column(Text)
     public_jwk: Mapped[dict[str, str]] = mapped_column(JSONB)
     private_key: Mapped[bytes] = mapped_column(LargeBinary)
+    signs_from: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

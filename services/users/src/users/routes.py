@@ -5,20 +5,22 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Path, Request, Response
 
-from shared.auth import CurrentUser
+from shared.auth import CurrentUser, requires
 from shared.database import Database, ReadSession, Session
 from shared.errors import InvalidToken, UnsupportedMediaType
 from shared.text import Text
-from shared.tokens import TokenVerifier
+from shared.times import utc_now
+from shared.tokens import Principal, TokenVerifier
 from users import service, sessions
 from users.errors import SessionNotFound, UnsupportedGrantType
-from users.keys import KeyRing
+from users.key_ring import KeyInfo, KeyRing, all_keys, life, rotate
 from users.passwords import Passwords
 from users.schemas import (
     AuthorizationServer,
     PasswordChange,
     RevocationForm,
     SessionRead,
+    SigningKeyRead,
     TokenForm,
     TokenRead,
     UserCreate,
@@ -30,6 +32,8 @@ from users.tokens import issue_access_token
 
 router = APIRouter(prefix="/v1/users", tags=["users"])
 well_known = APIRouter(prefix="/.well-known", tags=["keys"])
+
+UsersAdmin = Annotated[Principal, requires("users:admin")]
 
 JWKS_MAX_AGE = 300
 FORM = "application/x-www-form-urlencoded"
@@ -170,6 +174,32 @@ async def end_own_session(
     await sessions.end(session, request.app.state.settings, session_id, user_id=me.id)
 
 
+@router.get("/keys", summary="List the signing keys")
+async def list_signing_keys(_: UsersAdmin, request: Request, session: ReadSession) -> list[SigningKeyRead]:
+    """Return every signing key and its state, in the order in which they sign."""
+    settings: UsersSettings = request.app.state.settings
+    keys = await all_keys(session)
+    return [_describe(info) for info in life(keys, now=utc_now(), token_ttl=settings.access_token_ttl)]
+
+
+@router.post("/keys/rotate", status_code=202, summary="Rotate the signing key")
+async def rotate_signing_key(_: UsersAdmin, request: Request, session: Session) -> SigningKeyRead:
+    """Publish a new key, which takes over once every verifier has had the time to fetch it."""
+    key = await rotate(session, request.app.state.settings)
+    return _describe(KeyInfo(key, "published" if key.signs_from > utc_now() else "signing"))
+
+
+def _describe(info: KeyInfo) -> SigningKeyRead:
+    key, state = info
+    return SigningKeyRead(
+        kid=key.kid,
+        algorithm=key.algorithm,
+        state=state,
+        signs_from=key.signs_from,
+        created_at=key.created_at,
+    )
+
+
 @well_known.get("/oauth-authorization-server", summary="Authorization server metadata")
 async def read_metadata(request: Request) -> AuthorizationServer:
     """Return what an OAuth client needs to know (RFC 8414)."""
@@ -188,7 +218,7 @@ async def read_jwks(request: Request) -> Response:
     """Return the JSON Web Key Set (RFC 7517)."""
     keys: KeyRing = request.app.state.keys
     return Response(
-        keys.jwks,
+        keys.jwks(),
         media_type="application/json",
         headers={"Cache-Control": f"public, max-age={JWKS_MAX_AGE}"},
     )

@@ -137,3 +137,13 @@ class AuthorizationServer(BaseModel):
     grant_types_supported: list[str] = ["password", "refresh_token"]
     token_endpoint_auth_methods_supported: list[str] = ["none"]
     revocation_endpoint_auth_methods_supported: list[str] = ["none"]
+
+
+class SigningKeyRead(BaseModel):
+    """A signing key and where it stands in its life."""
+
+    kid: str
+    algorithm: str
+    state: Literal["published", "signing", "verifying", "retired"]
+    signs_from: datetime
+    created_at: datetime

@@ -34,6 +34,16 @@ class UsersSettings(DatabaseSettings):
         description="32 bytes in base64 that encrypt the signing keys at rest (AES-256-GCM)."
     )
     access_token_ttl: int = Field(900, ge=5, le=3600, description="Seconds that an access token is valid.")
+    key_rotation_interval: int = Field(
+        90 * 86_400,
+        ge=0,
+        description="Seconds after which a new signing key takes over; 0: only when told to.",
+    )
+    key_publication_lead: int = Field(
+        900,
+        ge=0,
+        description="Seconds that a key is published before it signs: longer than verifiers keep their key sets.",
+    )
     session_ttl: int = Field(
         30 * 86_400, ge=60, description="Seconds after which a session ends however often it is refreshed."
     )

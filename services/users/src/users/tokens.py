@@ -6,7 +6,7 @@ from time import time
 import jwt
 
 from shared.ids import new_id
-from users.keys import KeyRing
+from users.key_ring import KeyRing
 from users.settings import UsersSettings
 
 CLIENT_ID = "tollhouse"
@@ -29,4 +29,5 @@ def issue_access_token(
         "sid": session_id,
         "scope": " ".join(sorted(scopes)),
     }
-    return jwt.encode(claims, keys.signing_key, algorithm="ES256", headers={"typ": "at+jwt", "kid": keys.kid})
+    kid, key = keys.signing_key()
+    return jwt.encode(claims, key, algorithm="ES256", headers={"typ": "at+jwt", "kid": kid})
