@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -60,9 +59,9 @@ def settings(settings: UsersSettings, monkeypatch: pytest.MonkeyPatch) -> UsersS
 
 
 @pytest.fixture
-async def admin(client: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
+async def admin(client: httpx.AsyncClient) -> httpx.AsyncClient:
     client.headers["Authorization"] = f"Bearer {await log_in(client)}"
-    yield client
+    return client
 
 
 async def log_in(client: httpx.AsyncClient) -> str:
