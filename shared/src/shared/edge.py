@@ -109,6 +109,7 @@ _BODY: Final = 1  # they belong to the body of the current request
 _HELD: Final = 2  # the request is read whole; they wait for its response
 _DISCARD: Final = 3  # the connection is given up; they are dropped
 
+# One sweep per server. uvicorn hands its connections nothing else that they share and that could hold it.
 _sweeps: WeakKeyDictionary[ServerState, Sweep] = WeakKeyDictionary()
 
 
