@@ -32,6 +32,19 @@ class Event(BaseModel):
         raise NotImplementedError
 
 
+class Command(Event):
+    """Something that another service is asked to do, named by its receiver: `<receiver>.<entity>.<verb>.v<n>`.
+
+    It may carry secrets: only its receiver may read it, and the outbox forgets it as soon as it is on its way.
+    """
+
+    sender: ClassVar[str]
+
+    def aggregate_version(self) -> int:
+        """Return 1: a command has no history."""
+        return 1
+
+
 class Envelope(BaseModel):
     """A CloudEvent as any consumer reads it: unknown attributes are ignored, data is judged by the handler."""
 
@@ -58,17 +71,18 @@ class Outgoing(BaseModel):
 def encode(event: Event, *, event_id: str | None = None, time: datetime | None = None) -> Outgoing:
     """Wrap an event in its CloudEvents envelope and address it on NATS."""
     service, entity, verb, _version = event.type.split(".")
+    kind, sender = ("commands", event.sender) if isinstance(event, Command) else ("events", service)
     event_id = event_id or new_id()
     aggregate_id = str(event.aggregate_id())
     envelope = {
         "specversion": "1.0",
         "id": event_id,
-        "source": f"/tollhouse/{service}",
+        "source": f"/tollhouse/{sender}",
         "type": event.type,
         "subject": aggregate_id,
         "time": (time or utc_now()).isoformat(),
         "datacontenttype": "application/json",
-        "dataschema": f"urn:tollhouse:event:{event.type}",
+        "dataschema": f"urn:tollhouse:{kind.removesuffix('s')}:{event.type}",
         "sequence": event.aggregate_version(),
         "data": event.model_dump(mode="json"),
     }
@@ -76,7 +90,7 @@ def encode(event: Event, *, event_id: str | None = None, time: datetime | None =
         envelope["traceparent"] = traceparent
     return Outgoing(
         id=event_id,
-        subject=f"events.{service}.{entity}.{verb}.{aggregate_id}",
+        subject=f"{kind}.{service}.{entity}.{verb}.{aggregate_id}",
         aggregate=f"{service}.{entity}.{aggregate_id}",
         payload=orjson.dumps(envelope),
     )

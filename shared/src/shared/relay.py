@@ -10,7 +10,7 @@ from contextlib import suppress
 from nats.errors import Error as NATSError
 from nats.js.api import Header
 from nats.js.errors import NotFoundError
-from sqlalchemy import func, select, text, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -149,6 +149,9 @@ class Relay:
             ]
             if published:
                 await self._mark(session, published)
+                await self._forget_commands(
+                    session, [row.id for row in window if row.subject.startswith("commands.")]
+                )
                 log.info("outbox.relayed", count=len(published))
             if errors or pending:
                 await self._ensure_streams()
@@ -162,6 +165,13 @@ class Relay:
             .execution_options(synchronize_session=False)
         )
         session.expunge_all()
+
+    async def _forget_commands(self, session: AsyncSession, ids: list[int]) -> None:
+        """Delete published commands: they may carry secrets, and are never replayed."""
+        if ids:
+            await session.execute(
+                delete(OutboxRow).where(OutboxRow.id.in_(ids), OutboxRow.published_at.is_not(None))
+            )
 
     async def _ensure_streams(self) -> None:
         """Create streams that are missing, on a new or wiped server."""

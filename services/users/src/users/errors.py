@@ -69,6 +69,17 @@ class SessionNotFound(Problem):
     title = "Session not found"
 
 
+class CodeInvalid(Problem):
+    """The mailed code is unknown, expired or was used before. Ask for a new one."""
+
+    status = 400
+    code = "code_invalid"
+    title = "Invalid code"
+
+    def __init__(self) -> None:
+        super().__init__("The code is not valid any more.")
+
+
 class UserNotFound(Problem):
     """No account has this id; it may have been deleted."""
 
@@ -93,6 +104,7 @@ PROBLEMS: tuple[type[Problem], ...] = (
     InvalidCredentials,
     InvalidGrant,
     SessionNotFound,
+    CodeInvalid,
     InvalidScope,
     UnsupportedGrantType,
     UserNotFound,

@@ -6,18 +6,11 @@ from shared.events import Event
 from users.models import User
 
 
-class UserRegistered(Event):
-    """Somebody made an account."""
-
-    type: ClassVar[str] = "users.user.registered.v1"
+class _UserEvent(Event):
+    """What every event about an account carries."""
 
     id: int
     version: int
-
-    @classmethod
-    def of(cls, user: User) -> Self:
-        """Describe a new account."""
-        return cls(id=user.id, version=user.version)
 
     def aggregate_id(self) -> int:
         """Return the user's id."""
@@ -26,6 +19,38 @@ class UserRegistered(Event):
     def aggregate_version(self) -> int:
         """Return the account's version."""
         return self.version
+
+
+class UserRegistered(_UserEvent):
+    """Somebody made an account."""
+
+    type: ClassVar[str] = "users.user.registered.v1"
+
+
+class UserUpdated(_UserEvent):
+    """An account was changed: profile, address, scopes, or whether it is active."""
+
+    type: ClassVar[str] = "users.user.updated.v1"
+
+    is_active: bool
+    scopes: list[str]
+
+    @classmethod
+    def of(cls, user: User) -> Self:
+        """Describe an account after a change."""
+        return cls(id=user.id, version=user.version, is_active=user.is_active, scopes=user.scopes)
+
+
+class PasswordChanged(_UserEvent):
+    """An account has a new password."""
+
+    type: ClassVar[str] = "users.user.password_changed.v1"
+
+
+class UserDeleted(_UserEvent):
+    """An account is gone; whoever holds something of the person drops or anonymises it."""
+
+    type: ClassVar[str] = "users.user.deleted.v1"
 
 
 class SessionRevoked(Event):
@@ -49,6 +74,9 @@ class SessionRevoked(Event):
 
 EXAMPLES: tuple[Event, ...] = (
     UserRegistered(id=7, version=1),
+    UserUpdated(id=7, version=2, is_active=True, scopes=["items:write"]),
+    PasswordChanged(id=7, version=3),
+    UserDeleted(id=7, version=4),
     SessionRevoked(
         session_id="01942a60-7b85-7000-8000-000000000001", user_id=7, tokens_expire_at=1_767_323_945
     ),

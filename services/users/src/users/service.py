@@ -49,7 +49,7 @@ async def register(
     )
     if user is None:
         raise EmailTaken
-    await outbox.add(session, UserRegistered.of(user))
+    await outbox.add(session, UserRegistered(id=user.id, version=user.version))
     return user
 
 

@@ -44,6 +44,10 @@ class UsersSettings(DatabaseSettings):
         ge=0,
         description="Seconds that a key is published before it signs: longer than verifiers keep their key sets.",
     )
+    code_ttl: int = Field(1800, ge=60, description="Seconds that a mailed code is good for.")
+    code_interval: int = Field(
+        60, ge=0, description="Least seconds between two mails with a code for the same purpose and address."
+    )
     session_ttl: int = Field(
         30 * 86_400, ge=60, description="Seconds after which a session ends however often it is refreshed."
     )

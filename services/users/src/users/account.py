@@ -1,0 +1,131 @@
+"""The life of an account after registration: profile, address, forgotten password, end."""
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shared import outbox
+from shared.times import utc_now
+from users import codes, service, sessions
+from users.errors import EmailTaken
+from users.events import PasswordChanged, UserDeleted, UserUpdated
+from users.models import User
+from users.settings import UsersSettings
+
+
+async def rename(session: AsyncSession, user_id: int, full_name: str | None) -> User:
+    """Set a person's name.
+
+    Raises:
+        UserNotFound: the account is gone.
+    """
+    user = await _lock(session, user_id)
+    user.full_name = full_name
+    await _updated(session, user)
+    return user
+
+
+async def delete_account(session: AsyncSession, settings: UsersSettings, user_id: int) -> None:
+    """Delete an account for good; other services learn of it and forget the person.
+
+    Raises:
+        UserNotFound: it is gone already.
+    """
+    user = await _lock(session, user_id)
+    await sessions.end_all(session, settings, user_id=user_id)
+    await outbox.add(session, UserDeleted(id=user.id, version=user.version + 1))
+    await session.execute(delete(User).where(User.id == user_id))
+
+
+async def request_verification(session: AsyncSession, settings: UsersSettings, email: str) -> None:
+    """Mail a code that verifies an address, if there is an account with it that has not verified it yet."""
+    user = await service.find_by_email(session, email)
+    if user is not None and user.is_active and not user.email_verified:
+        await codes.send(
+            session, settings, user, purpose="verify_email", email=user.email, key=user.email_key
+        )
+
+
+async def request_email_change(
+    session: AsyncSession, settings: UsersSettings, user_id: int, email: str
+) -> None:
+    """Mail a code to a new address; the account gets it when the code comes back.
+
+    Nothing is said of whether somebody else has the address: that shows when the code is used.
+
+    Raises:
+        UserNotFound: the account is gone.
+    """
+    user = await service.get(session, user_id)
+    key = service.email_key(email)
+    await codes.send(session, settings, user, purpose="change_email", email=email, key=key)
+
+
+async def confirm_email(session: AsyncSession, code: str) -> None:
+    """Verify the address that a code was mailed to; a new one becomes the account's.
+
+    Raises:
+        CodeInvalid: the code cannot be used.
+        EmailTaken: somebody else has the address by now.
+    """
+    redeemed = await codes.redeem(session, code, "verify_email", "change_email")
+    user = await _lock(session, redeemed.user_id)
+    if redeemed.purpose == "change_email":
+        taken = select(User.id).where(User.email_key == redeemed.email_key, User.id != user.id)
+        if await session.scalar(taken) is not None:
+            raise EmailTaken
+        user.email, user.email_key = redeemed.email, redeemed.email_key
+    elif user.email_key != redeemed.email_key:
+        return  # the address was changed meanwhile: there is nothing to verify any more
+    user.email_verified = True
+    await _updated(session, user)
+
+
+async def request_password_reset(session: AsyncSession, settings: UsersSettings, email: str) -> None:
+    """Mail a code that sets a new password, if there is an active account with this address."""
+    user = await service.find_by_email(session, email)
+    if user is not None and user.is_active:
+        await codes.send(
+            session, settings, user, purpose="reset_password", email=user.email, key=user.email_key
+        )
+
+
+async def reset_password(
+    session: AsyncSession, settings: UsersSettings, code: str, *, password_hash: str
+) -> None:
+    """Set a new password by a mailed code. All sessions end; the address counts as verified.
+
+    Raises:
+        CodeInvalid: the code cannot be used.
+    """
+    redeemed = await codes.redeem(session, code, "reset_password")
+    user = await _lock(session, redeemed.user_id)
+    if user.email_key == redeemed.email_key:
+        user.email_verified = True
+    await set_password(session, settings, user, password_hash=password_hash)
+
+
+async def set_password(
+    session: AsyncSession,
+    settings: UsersSettings,
+    user: User,
+    *,
+    password_hash: str,
+    keep_session: str | None = None,
+) -> None:
+    """Replace a password and end the account's sessions, all but `keep_session`."""
+    user.password_hash = password_hash
+    user.version += 1
+    user.updated_at = utc_now()
+    await outbox.add(session, PasswordChanged(id=user.id, version=user.version))
+    await sessions.end_all(session, settings, user_id=user.id, keep=keep_session)
+
+
+async def _lock(session: AsyncSession, user_id: int) -> User:
+    await service.get(session, user_id)
+    return await session.get_one(User, user_id, with_for_update=True, populate_existing=True)
+
+
+async def _updated(session: AsyncSession, user: User) -> None:
+    user.version += 1
+    user.updated_at = utc_now()
+    await outbox.add(session, UserUpdated.of(user))

@@ -1,0 +1,104 @@
+"""Mailed codes: single-use, short-lived, stored as digests, sent by the notifications service.
+
+The code itself is in the mail and in the command that asks for it, nowhere else.
+"""
+
+import hashlib
+import secrets
+from datetime import timedelta
+from typing import ClassVar, Literal
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shared import outbox
+from shared.events import Command
+from shared.ids import new_id
+from shared.times import utc_now
+from users.errors import CodeInvalid
+from users.models import MailedCode, User
+from users.settings import UsersSettings
+
+CODE_BYTES = 16
+Purpose = Literal["verify_email", "change_email", "reset_password"]
+
+
+class SendMail(Command):
+    """Asks notifications to mail somebody; `template` is one of theirs, `values` fill it in."""
+
+    type: ClassVar[str] = "notifications.mail.send.v1"
+    sender: ClassVar[str] = "users"
+
+    id: str
+    user_id: int
+    to: str
+    template: str
+    values: dict[str, str | int]
+
+    def aggregate_id(self) -> str:
+        """Return the command's own id."""
+        return self.id
+
+
+async def send(
+    session: AsyncSession, settings: UsersSettings, user: User, *, purpose: Purpose, email: str, key: str
+) -> None:
+    """Mail a new code to `email`; earlier ones for the same purpose are void. Too soon after the last: nothing."""
+    now = utc_now()
+    # One sender at a time for each account, or parallel requests would all find that none was sent lately.
+    await session.execute(select(User.id).where(User.id == user.id).with_for_update())
+    since = now - timedelta(seconds=settings.code_interval)
+    latest = select(MailedCode.created_at).where(
+        MailedCode.email_key == key, MailedCode.purpose == purpose, MailedCode.created_at > since
+    )
+    if await session.scalar(latest.limit(1)) is not None:
+        return
+    await session.execute(
+        delete(MailedCode).where(MailedCode.user_id == user.id, MailedCode.purpose == purpose)
+    )
+    code = secrets.token_urlsafe(CODE_BYTES)
+    session.add(
+        MailedCode(
+            digest=_digest(code),
+            purpose=purpose,
+            user_id=user.id,
+            email=email,
+            email_key=key,
+            created_at=now,
+            expires_at=now + timedelta(seconds=settings.code_ttl),
+        )
+    )
+    await outbox.add(
+        session,
+        SendMail(
+            id=new_id(),
+            user_id=user.id,
+            to=email,
+            template=purpose,
+            values={"code": code, "minutes": settings.code_ttl // 60},
+        ),
+    )
+
+
+async def redeem(session: AsyncSession, code: str, *purposes: Purpose) -> MailedCode:
+    """Use a code up.
+
+    Raises:
+        CodeInvalid: it is unknown, expired, used, void, or for another purpose.
+    """
+    redeemed = await session.scalar(
+        delete(MailedCode)
+        .where(
+            MailedCode.digest == _digest(code),
+            MailedCode.purpose.in_(purposes),
+            MailedCode.expires_at > utc_now(),
+        )
+        .returning(MailedCode)
+    )
+    if redeemed is None:
+        raise CodeInvalid
+    return redeemed
+
+
+def _digest(code: str) -> bytes:
+    return hashlib.sha256(code.encode()).digest()
