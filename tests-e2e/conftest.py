@@ -52,6 +52,7 @@ def system() -> Iterator[System]:
             "USERS_ADMIN_EMAIL": ADMIN_EMAIL,
             "USERS_ADMIN_PASSWORD": ADMIN_PASSWORD,
             "NOTIFICATIONS_MAILS_PER_HOUR": "1000",
+            "GATEWAY_LIMITS": json.dumps({"registration": {"quota": 10_000}}),
         }
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -86,7 +86,7 @@ async def redeem(session: AsyncSession, code: str, *purposes: Purpose) -> Mailed
     Raises:
         CodeInvalid: it is unknown, expired, used, void, or for another purpose.
     """
-    redeemed = await session.scalar(
+    redeemed: MailedCode | None = await session.scalar(
         delete(MailedCode)
         .where(
             MailedCode.digest == _digest(code),
