@@ -90,6 +90,8 @@ class Relay:
     async def _lead(self, session: AsyncSession) -> None:
         self._active = True
         try:
+            await self._broker.connected.wait()
+            await self._ensure_streams()
             while True:
                 await self._broker.connected.wait()
                 self._wake.clear()

@@ -12,6 +12,19 @@ from users.models import User
 from users.settings import UsersSettings
 
 
+async def open_account(
+    session: AsyncSession, settings: UsersSettings, *, email: str, password_hash: str, full_name: str | None
+) -> User:
+    """Register somebody, and mail a code that verifies the address.
+
+    Raises:
+        EmailTaken: there is an account with this address.
+    """
+    user = await service.register(session, email=email, password_hash=password_hash, full_name=full_name)
+    await codes.send(session, settings, user, purpose="verify_email", email=user.email, key=user.email_key)
+    return user
+
+
 async def rename(session: AsyncSession, user_id: int, full_name: str | None) -> User:
     """Set a person's name.
 

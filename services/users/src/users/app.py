@@ -13,7 +13,7 @@ from shared.errors import DatabaseUnavailable
 from shared.relay import Relay
 from shared.revocations import verifying
 from shared.tasks import running
-from users import service
+from users import account_routes, service
 from users.errors import PROBLEMS
 from users.key_ring import KeyRing
 from users.passwords import Passwords
@@ -33,7 +33,7 @@ def create_app(settings: UsersSettings) -> FastAPI:
         settings,
         title="Tollhouse users",
         summary="Accounts, access tokens and the keys that sign them.",
-        routers=(router, well_known),
+        routers=(router, account_routes.router, well_known),
         lifespan=_lifespan,
         checks={"database": database.check_ready},
         problems=(*PROBLEMS, DatabaseUnavailable),

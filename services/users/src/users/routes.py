@@ -11,13 +11,12 @@ from shared.errors import InvalidToken, UnsupportedMediaType
 from shared.text import Text
 from shared.times import utc_now
 from shared.tokens import Principal, TokenVerifier
-from users import service, sessions
+from users import account, service, sessions
 from users.errors import SessionNotFound, UnsupportedGrantType
 from users.key_ring import KeyInfo, KeyRing, all_keys, life, rotate
 from users.passwords import Passwords
 from users.schemas import (
     AuthorizationServer,
-    PasswordChange,
     RevocationForm,
     SessionRead,
     SigningKeyRead,
@@ -43,8 +42,9 @@ FORM = "application/x-www-form-urlencoded"
 async def register_user(body: UserCreate, request: Request, session: Session) -> UserRead:
     """Make an account. The first event about it reaches the person as a welcome notification."""
     passwords: Passwords = request.app.state.passwords
-    user = await service.register(
+    user = await account.open_account(
         session,
+        request.app.state.settings,
         email=body.email,
         password_hash=await passwords.hash(body.password.get_secret_value()),
         full_name=body.full_name,
@@ -123,29 +123,6 @@ async def revoke_token(form: Annotated[RevocationForm, Form()], request: Request
         async with database.transaction() as session:
             await sessions.end(session, settings, principal.session_id, user_id=principal.id)
     return {}
-
-
-@router.get("/me", summary="Read the own account")
-async def read_own_account(me: CurrentUser, session: ReadSession) -> UserRead:
-    """Return the account that the access token belongs to."""
-    return UserRead.model_validate(await service.get(session, me.id))
-
-
-@router.post("/me/password", status_code=204, summary="Change the own password")
-async def change_own_password(
-    body: PasswordChange, me: CurrentUser, request: Request, session: Session
-) -> None:
-    """Set a new password. All other sessions of the account end."""
-    password_hash = await service.change_password(
-        request.app.state.database,
-        request.app.state.passwords,
-        user_id=me.id,
-        current=body.current_password.get_secret_value(),
-        new=body.new_password.get_secret_value(),
-    )
-    user = await service.get(session, me.id)
-    user.password_hash = password_hash
-    await sessions.end_all(session, request.app.state.settings, user_id=me.id, keep=me.session_id)
 
 
 @router.get("/me/sessions", summary="List the own sessions")

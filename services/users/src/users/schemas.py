@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    MISSING,
     AfterValidator,
     BaseModel,
     BeforeValidator,
@@ -40,6 +41,9 @@ Email = Annotated[EmailStr, BeforeValidator(_bare), Field(max_length=254)]
 Password = Annotated[
     SecretStr, Field(min_length=PASSWORD_MIN, max_length=PASSWORD_MAX), AfterValidator(_encodable)
 ]
+
+
+Code = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
 
 
 class UserCreate(BaseModel):
@@ -109,6 +113,36 @@ class PasswordChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     current_password: Annotated[SecretStr, Field(max_length=PASSWORD_MAX), AfterValidator(_encodable)]
+    new_password: Password
+
+
+class UserPatch(BaseModel):
+    """Changes to the own account as a JSON merge patch (RFC 7396): null clears, what is missing stays."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"full_name": "Ada King"}]})
+
+    full_name: FullName | MISSING | None = MISSING
+
+
+class AddressRequest(BaseModel):
+    """An e-mail address."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"email": "ada@example.com"}]})
+
+    email: Email
+
+
+class CodeConfirmation(BaseModel):
+    """A code from a mail."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: Code
+
+
+class PasswordReset(CodeConfirmation):
+    """A code from a mail, and the password to set with it."""
+
     new_password: Password
 
 
