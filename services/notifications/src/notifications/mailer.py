@@ -112,6 +112,7 @@ class SMTPServer:
             with suppress(aiosmtplib.SMTPException, OSError):
                 await client.quit(timeout=QUIT_TIMEOUT)
         except TimeoutError as error:
+            log.warning("smtp.timeout", timeout_s=ATTEMPT_TIMEOUT)
             raise Deferred("the mail server did not answer in time") from error
         finally:
             client.close()
@@ -121,6 +122,8 @@ async def _connect(client: aiosmtplib.SMTP) -> None:
     """Connect and log in. No refusal here speaks of a mail: even a wrong password may be put right."""
     try:
         await client.connect()
+    except TimeoutError:
+        raise
     except (aiosmtplib.SMTPException, OSError) as error:
         log.warning("smtp.unavailable", error=str(error) or type(error).__name__)
         raise Deferred("the mail server is not available") from error
@@ -129,6 +132,8 @@ async def _connect(client: aiosmtplib.SMTP) -> None:
 async def _send(client: aiosmtplib.SMTP, message: EmailMessage) -> None:
     try:
         await client.send_message(message)
+    except TimeoutError:
+        raise
     except aiosmtplib.SMTPRecipientsRefused as error:
         (refused,) = error.recipients
         raise _refusal(refused.code, refused.message) from error
