@@ -1,4 +1,4 @@
-"""Writes the contracts: an example of every published event, and the OpenAPI document of every service.
+"""Writes the contracts: an example of every published event and command, and the OpenAPI document of every service.
 
 `make contracts` runs it after a wanted change; a test compares what it writes with what is committed, so that no
 contract changes unnoticed.
@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from pydantic import SecretStr
 
-from shared.events import Event, encode
+from shared.events import Command, Event, encode
 
 SERVICES = ("items", "notifications", "users")
 EVENT_ID = "01942a60-7b85-7000-8000-000000000000"
@@ -27,7 +27,8 @@ def generate(folder: Path) -> None:
     for service in SERVICES:
         for event in examples(service):
             envelope = orjson.loads(encode(event, event_id=EVENT_ID, time=TIME).payload)
-            _write(folder / "events" / f"{event.type}.json", envelope)
+            kind = "commands" if isinstance(event, Command) else "events"
+            _write(folder / kind / f"{event.type}.json", envelope)
         _write(folder / "openapi" / f"{service}.json", _openapi(service))
 
 

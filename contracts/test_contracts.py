@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+import items.handlers
+import items.inbound
+import notifications.handlers
+import notifications.inbound
 from contracts.generate import SERVICES, examples, generate
-from notifications import inbound
-from notifications.handlers import HANDLERS
 from shared.events import Envelope, Event
 
 CONTRACTS = Path(__file__).parent
@@ -38,33 +41,30 @@ def _all_events(base: type[Event]) -> list[type[Event]]:
     return [kind for child in base.__subclasses__() for kind in (child, *_all_events(child))]
 
 
-@pytest.mark.parametrize(
-    ("event_type", "model"),
-    [
-        ("users.user.registered.v1", inbound.UserRegistered),
-        ("items.item.created.v1", inbound.ItemChanged),
-        ("items.item.updated.v1", inbound.ItemChanged),
-        ("items.item.deleted.v1", inbound.ItemChanged),
-    ],
-)
-def test_notifications_can_read_what_it_consumes(
-    event_type: str, model: type[inbound.UserRegistered | inbound.ItemChanged]
-) -> None:
-    example = json.loads((CONTRACTS / "events" / f"{event_type}.json").read_text(encoding="utf-8"))
+CONSUMED: list[tuple[str, str, type[BaseModel]]] = [
+    ("notifications", "events/users.user.registered.v1", notifications.inbound.UserRegistered),
+    ("notifications", "events/items.item.created.v1", notifications.inbound.ItemChanged),
+    ("notifications", "events/items.item.updated.v1", notifications.inbound.ItemChanged),
+    ("notifications", "events/items.item.deleted.v1", notifications.inbound.ItemChanged),
+    ("items", "events/users.user.deleted.v1", items.inbound.UserDeleted),
+]
+HANDLED = {"items": items.handlers.HANDLERS, "notifications": notifications.handlers.HANDLERS}
+
+
+@pytest.mark.parametrize(("consumer", "name", "model"), CONSUMED, ids=lambda value: str(value))
+def test_consumers_can_read_what_producers_publish(consumer: str, name: str, model: type[BaseModel]) -> None:
+    example = json.loads((CONTRACTS / f"{name}.json").read_text(encoding="utf-8"))
     envelope = Envelope.model_validate(example)
 
-    assert event_type in HANDLERS
+    assert envelope.type in HANDLED[consumer]
     assert model.model_validate(envelope.data)
     assert model.model_validate({**envelope.data, "a_new_field": 1}), "an added field breaks nobody"
 
 
-def test_every_handled_type_is_checked_here() -> None:
-    assert set(HANDLERS) == {
-        "users.user.registered.v1",
-        "items.item.created.v1",
-        "items.item.updated.v1",
-        "items.item.deleted.v1",
-    }
+@pytest.mark.parametrize("consumer", HANDLED)
+def test_every_handled_type_is_checked_here(consumer: str) -> None:
+    checked = {Path(name).name for service, name, _ in CONSUMED if service == consumer}
+    assert set(HANDLED[consumer]) == checked
 
 
 @pytest.mark.parametrize("path", sorted(CONTRACTS.glob("events/*.json")), ids=lambda path: path.stem)

@@ -90,7 +90,7 @@ def service(name: str, *more: str) -> Grant:
 
 GRANTS: Mapping[str, Grant] = {
     "users": service("users", "commands.notifications.>"),
-    "items": service("items"),
+    "items": service("items", *consumes("EVENTS", "items", "events.users.user.deleted.>")),
     "notifications": service(
         "notifications", *consumes("EVENTS", "notifications", "events.>"), *follows("EVENTS")
     ),

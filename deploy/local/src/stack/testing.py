@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
@@ -14,9 +14,12 @@ from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
+from shared.broker import Broker
+from shared.events import Command, Event, encode
 from shared.ids import new_id
 from shared.migrations import upgrade
-from shared.settings import DatabaseSettings
+from shared.settings import DatabaseSettings, Settings
+from shared.streams import COMMANDS, EVENTS, ensure
 from shared.testing import TokenIssuer, free_port
 from stack import command, nats, postgres
 
@@ -159,6 +162,49 @@ def nats_server(tmp_path: Path) -> Iterator[NATSServer]:
     server.start()
     yield server
     server.stop()
+
+
+class _AnySettings(Settings):
+    service: ClassVar[str] = "publisher"
+
+    port: int = 1
+
+
+class Publisher:
+    """Publishes events as the services do, each as its own NATS user."""
+
+    def __init__(self, nats_server: NATSServer) -> None:
+        self._nats_server = nats_server
+        self._brokers: dict[str, Broker] = {}
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for broker in self._brokers.values():
+            await broker.close()
+
+    async def publish(self, event: Event, *, event_id: str | None = None) -> int:
+        """Publish an event or a command; returns its sequence in the stream."""
+        outgoing = encode(event, event_id=event_id)
+        user = event.sender if isinstance(event, Command) else event.type.partition(".")[0]
+        broker = await self._broker(user)
+        return (await broker.js.publish(outgoing.subject, outgoing.payload)).seq
+
+    async def _broker(self, user: str) -> Broker:
+        if user not in self._brokers:
+            broker = self._brokers[user] = Broker(_AnySettings(**self._nats_server.settings(user)))
+            broker.connect()
+            await broker.connected.wait()
+            for stream in (EVENTS, COMMANDS):
+                await ensure(broker.js, stream)
+        return self._brokers[user]
+
+
+@pytest.fixture
+async def publisher(nats_server: NATSServer) -> AsyncIterator[Publisher]:
+    """Publishes events as other services would."""
+    publisher = Publisher(nats_server)
+    yield publisher
+    await publisher.close()
 
 
 @pytest.fixture

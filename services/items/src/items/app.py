@@ -6,10 +6,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 
 from items.errors import PROBLEMS
+from items.handlers import HANDLERS, SUBSCRIPTION
 from items.routes import router
 from items.settings import ItemsSettings
 from shared.app import create_app as create_shared_app
 from shared.broker import Broker
+from shared.consumer import Consumer
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.relay import Relay
@@ -49,5 +51,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         relay = Relay(database, broker, service=settings.service)
         # Flushed after its task has ended and before the connections close.
         stack.push_async_callback(relay.flush)
-        await stack.enter_async_context(running(relay.run()))
+        consumer = Consumer(broker, database, SUBSCRIPTION, HANDLERS, service=settings.service)
+        await stack.enter_async_context(running(relay.run(), consumer.run()))
         yield

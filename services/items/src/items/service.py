@@ -18,6 +18,8 @@ from shared.tokens import Principal
 WRITE_SCOPE = "items:write"
 ADMIN_SCOPE = "items:admin"
 MAX_PAGE = 200
+DISOWN_BATCH = 500
+"""Items of a deleted account that are in memory at a time."""
 
 
 class ItemFields(TypedDict, total=False):
@@ -81,6 +83,19 @@ async def delete(session: AsyncSession, item_id: int, *, by: Principal) -> None:
     event = ItemDeleted.of(item, actor_id=by.id)
     await session.delete(item)
     await outbox.add(session, event)
+
+
+async def disown(session: AsyncSession, *, owner_id: int) -> None:
+    """Take the owner off all of a person's items; each change has its event, as any other."""
+    owned = (
+        select(Item).where(Item.owner_id == owner_id).order_by(Item.id).limit(DISOWN_BATCH).with_for_update()
+    )
+    while items := (await session.scalars(owned)).all():
+        for item in items:
+            item.owner_id = None
+            _bump(item)
+        await outbox.add(session, *(ItemUpdated.of(item, actor_id=owner_id) for item in items))
+        session.expunge_all()
 
 
 async def _lock_for_change(session: AsyncSession, item_id: int, by: Principal) -> Item:

@@ -6,38 +6,21 @@ The code itself is in the mail and in the command that asks for it, nowhere else
 import hashlib
 import secrets
 from datetime import timedelta
-from typing import ClassVar, Literal
+from typing import Literal
 
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import outbox
-from shared.events import Command
 from shared.ids import new_id
 from shared.times import utc_now
 from users.errors import CodeInvalid
+from users.events import SendMail
 from users.models import MailedCode, User
 from users.settings import UsersSettings
 
 CODE_BYTES = 16
 Purpose = Literal["verify_email", "change_email", "reset_password"]
-
-
-class SendMail(Command):
-    """Asks notifications to mail somebody; `template` is one of theirs, `values` fill it in."""
-
-    type: ClassVar[str] = "notifications.mail.send.v1"
-    sender: ClassVar[str] = "users"
-
-    id: str
-    user_id: int
-    to: str
-    template: str
-    values: dict[str, str | int]
-
-    def aggregate_id(self) -> str:
-        """Return the command's own id."""
-        return self.id
 
 
 async def send(

@@ -1,8 +1,8 @@
-"""Events that the users service publishes. None carries an address, a password or a token."""
+"""Events that the users service publishes, none with an address, a password or a token; and the one command it sends."""
 
 from typing import ClassVar, Self
 
-from shared.events import Event
+from shared.events import Command, Event
 from users.models import User
 
 
@@ -72,6 +72,23 @@ class SessionRevoked(Event):
         return 1
 
 
+class SendMail(Command):
+    """Asks notifications to mail somebody; `template` is one of theirs, `values` fill it in."""
+
+    type: ClassVar[str] = "notifications.mail.send.v1"
+    sender: ClassVar[str] = "users"
+
+    id: str
+    user_id: int
+    to: str
+    template: str
+    values: dict[str, str | int]
+
+    def aggregate_id(self) -> str:
+        """Return the command's own id."""
+        return self.id
+
+
 EXAMPLES: tuple[Event, ...] = (
     UserRegistered(id=7, version=1),
     UserUpdated(id=7, version=2, is_active=True, scopes=["items:write"]),
@@ -80,5 +97,12 @@ EXAMPLES: tuple[Event, ...] = (
     SessionRevoked(
         session_id="01942a60-7b85-7000-8000-000000000001", user_id=7, tokens_expire_at=1_767_323_945
     ),
+    SendMail(
+        id="01942a60-7b85-7000-8000-000000000002",
+        user_id=7,
+        to="ada@example.com",
+        template="verify_email",
+        values={"code": "pSqOH3uB1n0zP1Jm8QxR2w", "minutes": 30},
+    ),
 )
-"""One of every event type of this service, as contracts/ shows them."""
+"""One of every event and command type of this service, as contracts/ shows them."""
