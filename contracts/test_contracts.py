@@ -51,7 +51,7 @@ CONSUMED: list[tuple[str, str, type[BaseModel]]] = [
 HANDLED = {"items": items.handlers.HANDLERS, "notifications": notifications.handlers.HANDLERS}
 
 
-@pytest.mark.parametrize(("consumer", "name", "model"), CONSUMED, ids=lambda value: str(value))
+@pytest.mark.parametrize(("consumer", "name", "model"), CONSUMED, ids=str)
 def test_consumers_can_read_what_producers_publish(consumer: str, name: str, model: type[BaseModel]) -> None:
     example = json.loads((CONTRACTS / f"{name}.json").read_text(encoding="utf-8"))
     envelope = Envelope.model_validate(example)
