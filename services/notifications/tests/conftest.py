@@ -1,6 +1,7 @@
 """The notifications service, running on a real database and a real NATS server."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -110,11 +111,24 @@ class Publisher:
             await ensure(broker.js, EVENTS)
         return self._brokers[user]
 
+    async def publish_raw(self, subject: str, payload: bytes) -> int:
+        """Publish what may be no event at all."""
+        broker = await self._broker(subject.split(".")[1])
+        return (await broker.js.publish(subject, payload)).seq
+
     async def publish(self, event: Event, *, event_id: str | None = None) -> int:
         """Publish an event; returns its sequence in the stream."""
         outgoing = encode(event, event_id=event_id)
         broker = await self._broker(event.type.split(".")[0])
         return (await broker.js.publish(outgoing.subject, outgoing.payload)).seq
+
+
+@asynccontextmanager
+async def operator(nats_server: Any) -> AsyncIterator[Broker]:
+    """Connect as who runs the system, who may do to the streams what no service may."""
+    async with Broker(_AnySettings(port=1, **nats_server.settings("operator"))) as broker:
+        await broker.connected.wait()
+        yield broker
 
 
 @pytest.fixture

@@ -129,8 +129,8 @@ async def test_sending_needs_a_token_with_the_scope(
 
 
 BAD_SUBJECTS = [
-        "a\r\nBcc: eve@example.com", "a\nb", "a\rb", "a\0b", "a\x0bb", "a\x0cb", "a\x1cb", "a\x1bb", "a\x7fb",
-        "a\x85b", "a\u2028b", "a\u2029b", "\ud800", "", "x" * 201,
+    "a\r\nBcc: eve@example.com", "a\nb", "a\rb", "a\0b", "a\x0bb", "a\x0cb", "a\x1cb", "a\x1bb", "a\x7fb",
+    "a\x85b", "a\u2028b", "a\u2029b", "\ud800", "", "x" * 201,
 ]  # fmt: skip
 
 
