@@ -46,9 +46,14 @@ CONSUMED: list[tuple[str, str, type[BaseModel]]] = [
     ("notifications", "events/items.item.created.v1", notifications.inbound.ItemChanged),
     ("notifications", "events/items.item.updated.v1", notifications.inbound.ItemChanged),
     ("notifications", "events/items.item.deleted.v1", notifications.inbound.ItemChanged),
+    ("notifications", "events/users.user.deleted.v1", notifications.inbound.UserDeleted),
+    ("notifications", "commands/notifications.mail.send.v1", notifications.inbound.SendMail),
     ("items", "events/users.user.deleted.v1", items.inbound.UserDeleted),
 ]
-HANDLED = {"items": items.handlers.HANDLERS, "notifications": notifications.handlers.HANDLERS}
+HANDLED = {
+    "items": items.handlers.HANDLERS,
+    "notifications": {**notifications.handlers.HANDLERS, **notifications.handlers.COMMAND_HANDLERS},
+}
 
 
 @pytest.mark.parametrize(("consumer", "name", "model"), CONSUMED, ids=str)

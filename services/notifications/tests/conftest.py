@@ -69,6 +69,10 @@ class UserRegistered(Fact):
     type: ClassVar[str] = "users.user.registered.v1"
 
 
+class UserDeleted(Fact):
+    type: ClassVar[str] = "users.user.deleted.v1"
+
+
 class ItemCreated(Fact):
     type: ClassVar[str] = "items.item.created.v1"
 

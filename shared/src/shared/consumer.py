@@ -26,7 +26,7 @@ from shared.events import Envelope
 from shared.logs import get_logger
 from shared.outbox import InboxRow
 from shared.pull import Pull
-from shared.streams import DEAD, ensure
+from shared.streams import COMMANDS, DEAD, ensure
 
 log = get_logger(__name__)
 
@@ -177,8 +177,10 @@ class Consumer:
             "Tollhouse-Sequence": str(metadata.sequence.stream),
             "Tollhouse-Deliveries": str(metadata.num_delivered),
         }
+        # A command may carry a secret that nobody but its receiver may read.
+        payload = b"" if metadata.stream == COMMANDS else message.data
         try:
-            await self._broker.js.publish(self._dead_subject, message.data, headers=headers)
+            await self._broker.js.publish(self._dead_subject, payload, headers=headers)
         except (NATSError, APIError, TimeoutError) as error:
             log.warning("consumer.dead_letter_failed", error=str(error) or type(error).__name__)
             with suppress(NATSError):

@@ -92,7 +92,10 @@ GRANTS: Mapping[str, Grant] = {
     "users": service("users", "commands.notifications.>"),
     "items": service("items", *consumes("EVENTS", "items", "events.users.user.deleted.>")),
     "notifications": service(
-        "notifications", *consumes("EVENTS", "notifications", "events.>"), *follows("EVENTS")
+        "notifications",
+        *consumes("EVENTS", "notifications", "events.>"),
+        *follows("EVENTS"),
+        *consumes("COMMANDS", "notifications-commands", "commands.notifications.>"),
     ),
     "gateway": service("gateway"),
     OPERATOR: Grant(

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from notifications import mailer, websocket
 from notifications.errors import PROBLEMS
-from notifications.handlers import HANDLERS, SUBSCRIPTION
+from notifications.handlers import COMMAND_HANDLERS, COMMAND_SUBSCRIPTION, HANDLERS, SUBSCRIPTION
 from notifications.hub import Hub
 from notifications.live import LiveReader
 from notifications.routes import router
@@ -60,5 +60,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             database, mailer.transport(settings), sender=settings.mail_from
         )
         consumer = Consumer(broker, database, SUBSCRIPTION, HANDLERS, service=settings.service)
-        await stack.enter_async_context(running(relay.run(), live_reader.run(), mail.run(), consumer.run()))
+        commands = Consumer(
+            broker, database, COMMAND_SUBSCRIPTION, COMMAND_HANDLERS, service=settings.service
+        )
+        await stack.enter_async_context(
+            running(relay.run(), live_reader.run(), mail.run(), consumer.run(), commands.run())
+        )
         yield

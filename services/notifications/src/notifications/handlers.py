@@ -5,12 +5,17 @@ from collections.abc import Mapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from notifications import service
-from notifications.inbound import ItemChanged, UserRegistered
+from notifications.inbound import ItemChanged, SendMail, UserDeleted, UserRegistered
 from shared.consumer import Handler, Subscription
 from shared.events import Envelope
-from shared.streams import EVENTS
+from shared.streams import COMMANDS, EVENTS
 
 SUBSCRIPTION = Subscription(stream=EVENTS, durable="notifications", subject="events.>")
+
+
+COMMAND_SUBSCRIPTION = Subscription(
+    stream=COMMANDS, durable="notifications-commands", subject="commands.notifications.>"
+)
 
 
 async def welcome(session: AsyncSession, event: Envelope) -> None:
@@ -51,9 +56,30 @@ async def _tell_owner(
     await service.notify(session, user_id=owner_id, kind=kind, title=title, data=data)
 
 
+async def forget(session: AsyncSession, event: Envelope) -> None:
+    """Delete what is held of a deleted account."""
+    user = UserDeleted.model_validate(event.data)
+    await service.forget(session, user_id=user.id)
+
+
+async def send_mail(session: AsyncSession, event: Envelope) -> None:
+    """Store a mail that another service asks for."""
+    command = SendMail.model_validate(event.data)
+    await service.queue_template(
+        session,
+        user_id=command.user_id,
+        recipient=command.to,
+        template=command.template,
+        values=command.values,
+    )
+
+
 HANDLERS: Mapping[str, Handler] = {
     "users.user.registered.v1": welcome,
+    "users.user.deleted.v1": forget,
     "items.item.created.v1": confirm_creation,
     "items.item.updated.v1": report_change,
     "items.item.deleted.v1": report_removal,
 }
+
+COMMAND_HANDLERS: Mapping[str, Handler] = {"notifications.mail.send.v1": send_mail}

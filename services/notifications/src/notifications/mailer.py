@@ -277,4 +277,6 @@ def compose(job: MailJob, *, sender: str) -> EmailMessage:
     message["Date"] = job.created_at
     message["Message-ID"] = f"<mail-{job.id}-{int(job.created_at.timestamp())}@tollhouse>"
     message.set_content(job.body)
+    if job.html is not None:
+        message.add_alternative(job.html, subtype="html")
     return message

@@ -28,7 +28,9 @@ class Notification(Base):
 
 
 class MailJob(Base):
-    """A mail to deliver. `state` is queued, sent or failed; a claimed job is queued until `next_attempt_at`."""
+    """A mail to deliver: written by a person, or made from a `template` at another service's command.
+
+    `state` is queued, sent or failed; a claimed job is queued until `next_attempt_at`."""
 
     __tablename__ = "mail_jobs"
     __table_args__ = (
@@ -41,6 +43,8 @@ class MailJob(Base):
     recipient: Mapped[str] = mapped_column(Text)
     subject: Mapped[str] = mapped_column(Text)
     body: Mapped[str] = mapped_column(Text)
+    html: Mapped[str | None] = mapped_column(Text)
+    template: Mapped[str | None] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text, server_default="queued")
     attempts: Mapped[int] = mapped_column(Integer, server_default="0")
     last_error: Mapped[str | None] = mapped_column(Text)

@@ -1,17 +1,18 @@
 """What the notifications service decides. Entry points own the transactions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from math import ceil
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from notifications.errors import MailNotFound, NotificationNotFound, RecipientNotAllowed, TooManyMails
 from notifications.events import NotificationCreated
 from notifications.models import MailJob, Notification
 from notifications.settings import NotificationsSettings
+from notifications.templates import Template, render
 from shared import outbox
 from shared.times import utc_now
 from shared.tokens import Principal
@@ -96,7 +97,7 @@ async def queue_mail(
     await session.execute(select(func.pg_advisory_xact_lock(func.hashtext("mail"), sender.id % 2**31)))
     since = utc_now() - timedelta(seconds=HOUR)
     sent = select(func.count(), func.min(MailJob.created_at)).where(
-        MailJob.user_id == sender.id, MailJob.created_at > since
+        MailJob.user_id == sender.id, MailJob.template.is_(None), MailJob.created_at > since
     )
     count, oldest = (await session.execute(sent)).one()
     if count >= settings.mails_per_hour:
@@ -105,6 +106,34 @@ async def queue_mail(
     session.add(job)
     await session.flush()
     return job
+
+
+async def queue_template(
+    session: AsyncSession,
+    *,
+    user_id: int,
+    recipient: str,
+    template: Template,
+    values: Mapping[str, str | int],
+) -> None:
+    """Store a mail that another service asks for, to one of its own users; the mailer finds it at its next look."""
+    mail = render(template, values)
+    session.add(
+        MailJob(
+            user_id=user_id,
+            recipient=recipient,
+            subject=mail.subject,
+            body=mail.text,
+            html=mail.html,
+            template=template,
+        )
+    )
+
+
+async def forget(session: AsyncSession, *, user_id: int) -> None:
+    """Delete everything that is held of a person."""
+    await session.execute(delete(Notification).where(Notification.user_id == user_id))
+    await session.execute(delete(MailJob).where(MailJob.user_id == user_id))
 
 
 def _may_send_to(settings: NotificationsSettings, sender: Principal, recipient: str) -> bool:
@@ -121,6 +150,6 @@ async def get_mail(session: AsyncSession, job_id: int, *, user_id: int) -> MailJ
         MailNotFound: the person sent none with this id.
     """
     job = await session.get(MailJob, job_id)
-    if job is None or job.user_id != user_id:
+    if job is None or job.user_id != user_id or job.template is not None:
         raise MailNotFound(job_id)
     return job
