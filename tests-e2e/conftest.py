@@ -80,7 +80,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
     asyncio.run(eventually(is_ready, within=START_TIMEOUT))
 
 
-Newcomer = Callable[[], Awaitable[Person]]
+Newcomer = Callable[..., Awaitable[Person]]
 
 
 @pytest.fixture
