@@ -160,6 +160,16 @@ def test_restart_tells_every_subscriber_of_the_gap_and_forgets(hub: Hub) -> None
         hub.after(Cursor("e", 11), ITEMS, limit=ALL)
 
 
+def test_another_event_in_the_place_of_the_newest_is_noticed(hub: Hub) -> None:
+    other = LiveEvent(11, (), b"{}")
+    assert not hub.contradicts(other), "nothing is known yet"
+    hub.publish(event(11))
+
+    assert hub.contradicts(other)
+    assert not hub.contradicts(event(11))
+    assert not hub.contradicts(LiveEvent(12, (), b"{}"))
+
+
 def test_cursor_is_read_as_it_was_written() -> None:
     assert Cursor.parse(str(Cursor("0123456789abcdef" * 2, 2**63))) == Cursor("0123456789abcdef" * 2, 2**63)
 

@@ -3,20 +3,29 @@
 import asyncio
 import contextlib
 import json
+import shutil
 from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
 
+from notifications import websocket
 from notifications.app import create_app
+from notifications.hub import Channel, Hub
+from notifications.live import LiveReader
 from notifications.protocol import SocketProtocol
 from notifications.settings import NotificationsSettings
+from shared.broker import Broker
+from shared.tasks import running
 from shared.testing import TokenIssuer, eventually, serving
 
-from .conftest import ItemCreated, ItemUpdated, Publisher, UserRegistered
+from .conftest import ItemCreated, ItemUpdated, Publisher, UserRegistered, operator
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +37,7 @@ def ws(url: str, path: str = "/v1/ws") -> str:
 
 
 async def receive(socket: ClientConnection) -> dict[str, Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         frame: dict[str, Any] = json.loads(await socket.recv())
     return frame
 
@@ -41,6 +50,16 @@ async def closed(socket: ClientConnection) -> int:
                 await socket.recv()
     assert socket.close_code is not None
     return socket.close_code
+
+
+class Listener:
+    """A subscriber of a hub without a socket."""
+
+    def __init__(self) -> None:
+        self.frames: list[dict[str, Any]] = []
+
+    def offer(self, frame: str) -> None:
+        self.frames.append(json.loads(frame))
 
 
 @contextlib.asynccontextmanager
@@ -280,3 +299,251 @@ async def test_a_frame_above_64_kib_closes_with_1009(url: str, token_issuer: Tok
     async with connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None) as socket:
         await socket.send("x" * (64 * 1024 + 1))
         assert await closed(socket) == 1009
+
+
+async def test_stream_that_was_made_anew_is_a_gap_and_goes_on(
+    url: str, publisher: Publisher, token_issuer: TokenIssuer, nats_server: Any
+) -> None:
+    headers = token_issuer.authorization(1)
+    async with subscribed(url, headers, "items") as socket, operator(nats_server) as broker:
+        for number in range(1, 4):
+            await publisher.publish(ItemCreated(id=number))
+        old = [await receive(socket) for _ in range(3)][-1]["cursor"]
+
+        await broker.js.delete_stream("EVENTS")
+
+        gap = await receive(socket)
+        assert (gap["type"], gap["topic"], gap["from"]) == ("gap", "items", old)
+        assert gap["to"].partition(".")[0] != old.partition(".")[0]
+        await publisher.publish(ItemCreated(id=4))
+        assert (await receive(socket))["event"]["subject"] == "4"
+
+        async with subscribed(url, headers, "items", old) as late:
+            gap = await receive(late)
+            assert (gap["type"], gap["from"]) == ("gap", old)
+
+
+@pytest.mark.parametrize("published_after", [0, 3, 10])
+async def test_server_that_lost_its_newest_messages_is_a_gap_and_goes_on(
+    settings: NotificationsSettings,
+    publisher: Publisher,
+    nats_server: Any,
+    tmp_path: Path,
+    published_after: int,
+) -> None:
+    """Whether or not others have taken the numbers of the lost ones by the time that the reader is back."""
+    store, backup = tmp_path / "nats-server", tmp_path / "backup"
+    hub, listener = Hub(memory=100), Listener()
+    async with Broker(settings) as broker:
+        reader = LiveReader(broker, hub, memory=100)
+        await publisher.publish(ItemCreated(id=1))
+        nats_server.stop()
+        shutil.copytree(store, backup)
+        nats_server.start()
+        async with running(reader.run()):
+            for number in (2, 3, 4):
+                await eventually(partial(publisher.publish, ItemCreated(id=number), event_id=str(number)))
+            await eventually(lambda: hub.last == 4)
+        hub.subscribe(Channel("items"), listener)
+
+        nats_server.stop()
+        shutil.rmtree(store)
+        shutil.copytree(backup, store)
+        nats_server.start()
+        new = [str(10 + offset) for offset in range(published_after)]
+        for subject in new:
+            await eventually(partial(publisher.publish, ItemCreated(id=int(subject)), event_id=subject))
+
+        async with running(reader.run()):
+            await eventually(lambda: len(listener.frames) == 2 + published_after)
+
+    gap, *events = listener.frames
+    assert (gap["type"], gap["from"]) == ("gap", f"{hub.epoch}.4")
+    assert [frame["event"]["subject"] for frame in events] == ["1", *new]
+
+
+async def test_reader_that_was_away_too_long_tells_of_the_gap(
+    settings: NotificationsSettings, publisher: Publisher, nats_server: Any
+) -> None:
+    hub, listener = Hub(memory=100), Listener()
+    async with Broker(settings) as broker, operator(nats_server) as admin:
+        reader = LiveReader(broker, hub, memory=100)
+        async with running(reader.run()):
+            await publisher.publish(ItemCreated(id=1))
+            await eventually(lambda: hub.last == 1)
+        hub.subscribe(Channel("items"), listener)
+        for number in (2, 3, 4):
+            await publisher.publish(ItemCreated(id=number))
+        await admin.js.purge_stream("EVENTS", seq=4)
+
+        async with running(reader.run()):
+            await eventually(lambda: len(listener.frames) == 2)
+
+    gap, event = listener.frames
+    assert (gap["type"], gap["from"], gap["to"]) == ("gap", f"{hub.epoch}.1", f"{hub.epoch}.3")
+    assert event["event"]["subject"] == "4"
+
+
+async def test_reader_of_a_long_stream_remembers_its_end_only(
+    settings: NotificationsSettings, publisher: Publisher
+) -> None:
+    for number in range(1, 21):
+        await publisher.publish(ItemCreated(id=number))
+    hub = Hub(memory=5)
+    async with Broker(settings) as broker:
+        reader = LiveReader(broker, hub, memory=5)
+        async with running(reader.run()):
+            await eventually(reader.caught_up.is_set)
+
+    assert (hub.last, hub._floor, [event.sequence for event in hub._recent]) == (20, 15, [16, 17, 18, 19, 20])
+
+
+@pytest.mark.parametrize(
+    ("subject", "payload"),
+    [
+        ("events.items.item.created.1", b"not json"),
+        ("events.items.item.created.1", b""),
+        ("events.items.item.created.1", b"\xff"),
+        ("events.notifications.notification.created.1", b"[]"),
+        ("events.notifications.notification.created.1", b"{}"),
+        ("events.notifications.notification.created.1", b'{"data":{"user_id":"x"}}'),
+        ("events.notifications.notification.created.1", b'{"data":{"user_id":null}}'),
+        ("events.items.item", b"{}"),
+    ],
+)
+async def test_message_that_is_no_event_reaches_nobody_and_stops_nothing(
+    url: str, publisher: Publisher, token_issuer: TokenIssuer, subject: str, payload: bytes
+) -> None:
+    async with subscribed(url, token_issuer.authorization(1), "items") as socket:
+        await publisher.publish_raw(subject, payload)
+        await publisher.publish(ItemCreated(id=2))
+        assert (await receive(socket))["event"]["subject"] == "2"
+
+
+async def test_replay_longer_than_the_backlog_is_no_reason_to_close(
+    app: FastAPI, url: str, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    app.state.settings = app.state.settings.model_copy(update={"socket_backlog": 10})
+    headers = token_issuer.authorization(1)
+    async with subscribed(url, headers, "items") as socket:
+        await publisher.publish(ItemCreated(id=1))
+        cursor = (await receive(socket))["cursor"]
+        for number in range(2, 102):
+            await publisher.publish(ItemCreated(id=number))
+            await receive(socket)
+
+    async with subscribed(url, headers, "items", cursor) as socket:
+        subjects = [(await receive(socket))["event"]["subject"] for _ in range(100)]
+
+    assert subjects == [str(number) for number in range(2, 102)]
+
+
+async def test_bad_cursor_leaves_the_subscription_there_is(
+    url: str, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    async with subscribed(url, token_issuer.authorization(1), "items") as socket:
+        await socket.send('{"type":"subscribe","topic":"items","cursor":"zzz"}')
+        assert (await receive(socket))["code"] == "cursor_invalid"
+
+        await publisher.publish(ItemCreated(id=1))
+
+        assert (await receive(socket))["event"]["subject"] == "1"
+
+
+async def test_subscribing_again_repeats_nothing_and_loses_nothing(
+    url: str, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    async with subscribed(url, token_issuer.authorization(1), "items") as socket:
+        await publisher.publish(ItemCreated(id=1))
+        cursor = (await receive(socket))["cursor"]
+        await socket.send(json.dumps({"type": "subscribe", "topic": "items", "cursor": cursor}))
+        assert await receive(socket) == {"type": "subscribed", "topic": "items", "cursor": cursor}
+        await publisher.publish(ItemCreated(id=2))
+        await publisher.publish(ItemCreated(id=3))
+
+        assert [(await receive(socket))["event"]["subject"] for _ in range(2)] == ["2", "3"]
+
+
+async def test_an_item_has_one_topic(url: str, token_issuer: TokenIssuer) -> None:
+    async with connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None) as socket:
+        await receive(socket)
+        for topic in ("items.007", "items.", "items.-1", "items.1.2", "items.x", "items.１", "me.1", ""):
+            await socket.send(json.dumps({"type": "subscribe", "topic": topic}))
+            assert (await receive(socket))["code"] == "unknown_topic", topic
+
+
+async def test_topics_of_a_socket_are_bounded(
+    url: str, token_issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "MAX_TOPICS", 3)
+    async with connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None) as socket:
+        await receive(socket)
+        answers = []
+        for topic in ("items", "items.1", "items.2", "items.3", "items.2"):
+            await socket.send(json.dumps({"type": "subscribe", "topic": topic}))
+            answers.append((await receive(socket)).get("code", "subscribed"))
+
+    assert answers == ["subscribed"] * 3 + ["too_many_topics", "subscribed"]
+
+
+async def test_new_token_without_the_scope_of_a_topic_closes_with_1008(
+    url: str, token_issuer: TokenIssuer
+) -> None:
+    async with subscribed(url, token_issuer.authorization(1, scope=READ), "me") as socket:
+        await socket.send(json.dumps({"type": "auth", "token": token_issuer.token(1)}))
+        assert await closed(socket) == 1008
+
+
+async def test_bad_token_in_band_closes_with_1008(url: str, token_issuer: TokenIssuer) -> None:
+    async with connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None) as socket:
+        await socket.send('{"type":"auth","token":"x.y.z"}')
+        assert await closed(socket) == 1008
+
+
+async def test_sub_protocol_is_confirmed_and_the_token_in_it_is_not_echoed(
+    url: str, token_issuer: TokenIssuer
+) -> None:
+    async with connect(
+        ws(url),
+        additional_headers=token_issuer.authorization(1),
+        subprotocols=[Subprotocol("tollhouse.v1"), Subprotocol("bearer.x")],
+        proxy=None,
+    ) as socket:
+        assert socket.subprotocol == "tollhouse.v1"
+
+
+async def test_without_nats_a_subscriber_is_told_to_come_back(
+    settings: NotificationsSettings, token_issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "STREAM_TIMEOUT", 0.05)
+    nowhere = settings.model_copy(update={"nats_url": "nats://127.0.0.1:1"})
+    async with (
+        serving(create_app(nowhere), ws=SocketProtocol) as url,
+        connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None) as socket,
+    ):
+        await socket.send('{"type":"subscribe","topic":"items"}')
+        assert await closed(socket) == 1013
+
+
+async def test_without_keys_a_client_is_told_to_come_back(
+    settings: NotificationsSettings, token_issuer: TokenIssuer
+) -> None:
+    keyless = settings.model_copy(update={"jwks_url": "http://127.0.0.1:1/jwks.json"})
+    async with serving(create_app(keyless), ws=SocketProtocol) as url:
+        with pytest.raises(InvalidStatus) as refusal:
+            async with connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None):
+                pass
+        assert refusal.value.response.status_code == 503
+
+        async with connect(ws(url), proxy=None) as socket:
+            await socket.send(json.dumps({"type": "auth", "token": token_issuer.token(1)}))
+            assert await closed(socket) == 1013
+
+
+async def test_client_that_vanishes_leaves_no_subscription(
+    app: FastAPI, url: str, token_issuer: TokenIssuer
+) -> None:
+    async with subscribed(url, token_issuer.authorization(1), "items") as socket:
+        assert _subscribers(app) == 1
+        socket.transport.abort()
+    await eventually(lambda: _subscribers(app) == 0)

@@ -103,6 +103,12 @@ class Hub:
                 for subscriber in list(subscribers):
                     subscriber.offer(frame)
 
+    def contradicts(self, event: LiveEvent) -> bool:
+        """Say whether the newest event here is another one than the stream now has in its place."""
+        return bool(
+            self._recent and event.sequence == self.last and event.payload != self._recent[-1].payload
+        )
+
     def subscribe(self, channel: Channel, subscriber: Subscriber) -> None:
         """Deliver everything published on `channel` from now on."""
         self._subscribers.setdefault(channel, {})[subscriber] = None

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 from nats.aio.msg import Msg
 from nats.errors import Error as NATSError
+from nats.js.api import StreamInfo
 
 from notifications.hub import Channel, Hub, LiveEvent
 from shared.broker import Broker
@@ -40,27 +41,37 @@ class LiveReader:
 
     async def _follow(self) -> None:
         await self._find_start()
-        async with following(self._broker, EVENTS, start=self._hub.last + 1, batch=BATCH) as (
-            messages,
-            pending,
-        ):
+        # From the last event on, not behind it, to see that the stream still has it.
+        start = max(self._hub.last, 1)
+        async with following(self._broker, EVENTS, start=start, batch=BATCH) as (messages, pending):
             if not pending:
                 self.caught_up.set()
             async for message in messages:
-                self._hub.publish(live_event(message))
+                event = live_event(message)
+                if self._hub.contradicts(event):
+                    # The server lost its newest messages and gave their numbers to others.
+                    self._begin_anew(await ensure(self._broker.js, EVENTS))
+                    return
+                self._hub.publish(event)
                 if message.metadata.num_pending == 0:
                     self.caught_up.set()
 
     async def _find_start(self) -> None:
         """Go on where the hub is, or begin anew where the stream is another one or has lost what the hub expects."""
         info = await ensure(self._broker.js, EVENTS)
-        epoch = (info.config.metadata or {}).get("epoch", "")
         first, last = info.state.first_seq, info.state.last_seq
-        # Behind the hub: the server has lost its newest messages, and numbers the next ones like them.
-        if epoch != self._hub.epoch or last < self._hub.last:
-            self._hub.restart(epoch, max(first - 1, last - self._memory, 0))
+        if _epoch(info) != self._hub.epoch or last < self._hub.last:
+            self._begin_anew(info)
         elif first > self._hub.last + 1:
-            self._hub.restart(epoch, first - 1)
+            self._hub.restart(self._hub.epoch, first - 1)
+
+    def _begin_anew(self, info: StreamInfo) -> None:
+        first, last = info.state.first_seq, info.state.last_seq
+        self._hub.restart(_epoch(info), max(first - 1, last - self._memory, 0))
+
+
+def _epoch(info: StreamInfo) -> str:
+    return (info.config.metadata or {}).get("epoch", "")
 
 
 def live_event(message: Msg) -> LiveEvent:
