@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import orjson
 import pytest
 from journey import ADMIN_EMAIL, ADMIN_PASSWORD, PASSWORD, Person, System, unique_email
 
-from shared.testing import eventually, free_offset
+from shared.testing import TokenIssuer, eventually, free_offset
 
 ACCESS_TOKEN_TTL = 40
 """Seconds: short enough to see a token expire, long enough for any journey."""
@@ -34,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def system() -> Iterator[System]:
+def system(external_issuer: TokenIssuer) -> Iterator[System]:
     """The system that the journeys use."""
     if (url := os.environ.get("BASE_URL")) is not None:
         yield System(url.rstrip("/"))
@@ -51,6 +54,16 @@ def system() -> Iterator[System]:
             "USERS_ACCESS_TOKEN_TTL": str(ACCESS_TOKEN_TTL),
             "USERS_ADMIN_EMAIL": ADMIN_EMAIL,
             "USERS_ADMIN_PASSWORD": ADMIN_PASSWORD,
+            "TRUSTED_ISSUERS": json.dumps(
+                [
+                    {
+                        "issuer": external_issuer.issuer,
+                        "audience": external_issuer.audience,
+                        "jwks_url": external_issuer.jwks_url,
+                        "token_types": ["JWT"],
+                    }
+                ]
+            ),
             "NOTIFICATIONS_MAILS_PER_HOUR": "1000",
             "GATEWAY_LIMITS": json.dumps({"registration": {"quota": 10_000}}),
         }
@@ -78,6 +91,29 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
             return False
 
     asyncio.run(eventually(is_ready, within=START_TIMEOUT))
+
+
+@pytest.fixture(scope="session")
+def external_issuer() -> Iterator[TokenIssuer]:
+    """An OpenID Connect issuer beside Tollhouse, which trusts it; its keys are served from a thread."""
+    issuer = TokenIssuer("https://login.example.com", "tollhouse")
+    document = orjson.dumps({"keys": [issuer.jwk()]})
+
+    class Keys(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the name is http.server's
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(document)))
+            self.end_headers()
+            self.wfile.write(document)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Keys) as server:
+        issuer.jwks_url = f"http://127.0.0.1:{server.server_port}/keys"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield issuer
+        server.shutdown()
 
 
 Newcomer = Callable[..., Awaitable[Person]]

@@ -11,7 +11,8 @@ import pytest
 from conftest import Newcomer
 from journey import PASSWORD, Person, System
 
-from shared.testing import eventually
+from shared.testing import TokenIssuer, eventually
+from shared.tokens import DERIVED_IDS
 
 
 def mailed_code(data_dir: Path, to: str, subject: str) -> str | None:
@@ -98,3 +99,24 @@ async def test_deleting_an_account_reaches_every_service(
     again = await newcomer(ada.email)
     assert again.id != ada.id
     assert all(found["kind"] == "welcome" for found in await again.notifications())
+
+
+async def test_users_of_a_trusted_issuer_use_items_and_the_live_stream(
+    embedded: System, external_issuer: TokenIssuer
+) -> None:
+    token = external_issuer.token(
+        sub="4c3f0c3e-6f3b-4a57-9d3f-2f6f6b1f7a11",
+        scope="openid items:write notifications:read",
+        headers={"typ": "JWT"},
+    )
+    async with httpx.AsyncClient(base_url=embedded.url, trust_env=False) as http:
+        eve = Person(embedded, http, email="", password="")
+        eve.token = token
+        http.headers["Authorization"] = f"Bearer {token}"
+
+        async with eve.watching("me") as stream:
+            item = await eve.offer("From elsewhere")
+            event = await stream.event()
+
+    assert item["owner_id"] >= DERIVED_IDS
+    assert event["data"]["data"]["item_id"] == item["id"]

@@ -20,7 +20,7 @@ from shared.errors import InvalidToken, KeysUnavailable
 from shared.jwks import FETCH_INTERVAL, FIRST_FETCH_INTERVAL
 from shared.settings import Settings
 from shared.testing import TokenIssuer, eventually
-from shared.tokens import Issuer, TokenVerifier, issuers
+from shared.tokens import DERIVED_IDS, Issuer, TokenVerifier, derived_id, issuers
 
 MAX_ID = 2**63 - 1
 
@@ -487,6 +487,7 @@ async def test_external_issuers_are_accepted_by_their_own_rules(key_server: Any)
         "jwks_url": key_server.url,
         "token_types": ["JWT"],
         "user_claim": "employee",
+        "user_ids": "ours",
         "scope_claim": "roles",
         "session_claim": "session",
     }
@@ -516,6 +517,21 @@ async def test_external_issuers_are_accepted_by_their_own_rules(key_server: Any)
         with pytest.raises(InvalidToken):  # the mapped claim must name a user
             await verifier.verify(external.token(headers={"typ": "JWT"}, employee="nobody"))
         await verifier.aclose()
+
+
+def test_ids_of_external_users_are_stable_exact_in_json_and_never_ours() -> None:
+    ids = {
+        derived_id(issuer, name)
+        for issuer in ("https://a.example", "https://b.example")
+        for name in ("x", "y")
+    }
+
+    assert derived_id("https://a.example", "x") in ids
+    assert len(ids) == 4
+    assert all(DERIVED_IDS <= user_id < 2**53 for user_id in ids)
+    for nobody in (None, "", 7):
+        with pytest.raises(InvalidToken):
+            derived_id("https://a.example", nobody)
 
 
 async def test_key_of_another_curve_is_not_accepted(key_server: Any) -> None:

@@ -31,7 +31,11 @@ class TrustedIssuer(BaseModel):
     audience: str = Field(description="Value that the tokens' `aud` claim must contain.")
     jwks_url: AnyHttpUrl = Field(description="Where the issuer publishes its keys (RFC 7517).")
     token_types: tuple[str, ...] = Field(("at+jwt",), description="Accepted values of the `typ` header.")
-    user_claim: str = Field("sub", description="Claim that holds the integer user id.")
+    user_claim: str = Field("sub", description="Claim that names the user.")
+    user_ids: Literal["derived", "ours"] = Field(
+        "derived",
+        description="`derived`: an id is computed from issuer and claim; `ours`: the claim holds ids of our own users.",
+    )
     scope_claim: str = Field("scope", description="Claim that holds the scopes (string or array).")
     session_claim: str = Field("sid", description="Claim that names the session.")
 
