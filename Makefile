@@ -23,7 +23,7 @@ dev: .venv/.synced ## The same, restarting a service when its sources change
 
 test: .venv/.synced ## Run all tests, with the coverage floor of each package
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -n auto --dist worksteal -m "not soak"
+	@$(BIN)/coverage run -m pytest -n auto --dist loadgroup -m "not soak"
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/python deploy/local/coverage_floor.py $(PACKAGES)
 
