@@ -67,8 +67,8 @@ class RawConnection:
             elif head.chunked:
                 body = await self._chunked()
             elif head.content_length is not None:
-                while len(self.received) < head.content_length:
-                    await self._more()
+                missing = max(head.content_length - len(self.received), 0)
+                self.received += await self.reader.readexactly(missing)
                 body, self.received = (
                     self.received[: head.content_length],
                     self.received[head.content_length :],
