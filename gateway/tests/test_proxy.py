@@ -75,6 +75,7 @@ async def test_g4_request_fields_that_claim_something_are_dropped(
     fields = dict(received.head.headers)
     request_id = fields.pop(b"x-request-id")
     assert len(request_id) == 36
+    assert fields.pop(b"traceparent")
     assert [value for name, value in received.head.headers if name == b"x-kept"] == [b"1", b"2"]
     assert fields == {
         b"host": gateway.upstream.url.removeprefix("http://").encode(),

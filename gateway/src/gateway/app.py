@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +18,21 @@ from pydantic import BaseModel
 from gateway import openapi
 from gateway.accesslog import AccessLog
 from gateway.cors import Cors
-from gateway.directory import TIMEOUT, Directory
+from gateway.directory import TIMEOUT, Directory, Service
 from gateway.errors import GATEWAY_PROBLEMS
 from gateway.headers import HSTS, SECURITY_HEADERS
+from gateway.meters import Meters
 from gateway.proxy import Proxy
 from gateway.routes import Routes, RouteTable
 from gateway.settings import GatewaySettings
+from gateway.tracing import Traces
 from gateway.upstream import Upstream
 from shared.app import create_app as create_base_app
 from shared.broker import Broker
 from shared.edge import EDGE_PROBLEMS
 from shared.errors import COMMON_PROBLEMS, NotReady, catalogue
-from shared.revocations import verifying
+from shared.metrics import Metrics
+from shared.revocations import RevocationReader, Revocations, verifying
 from shared.tasks import running
 from shared.tokens import TokenVerifier
 
@@ -78,15 +82,21 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         # Closed in reverse order: first nobody asks the services any more, then the pools go.
         async with AsyncExitStack() as stack:
             broker = await stack.enter_async_context(Broker(settings))
-            verifier, _, app.state.revocations = await stack.enter_async_context(verifying(settings, broker))
+            verifier, revoked, app.state.revocations = await stack.enter_async_context(
+                verifying(settings, broker)
+            )
             http = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT, trust_env=False))
             app.state.verifier = verifier
-            app.state.proxy = proxy = _proxy(settings, table, verifier)
+            metrics = stack.enter_context(closing(Metrics(settings.metrics_dir)))
+            traces = Traces.from_settings(settings)
+            stack.push_async_callback(asyncio.to_thread, traces.close)
+            app.state.proxy = proxy = _proxy(settings, table, verifier, metrics, traces)
             stack.push_async_callback(proxy.aclose)
             app.state.directory = directory = Directory(
                 {name: upstream.url for name, upstream in table.upstreams.items()}, http
             )
-            await stack.enter_async_context(running(directory.watch()))
+            _show_states(proxy.meters, verifier, app.state.revocations, revoked, directory)
+            await stack.enter_async_context(running(directory.watch(), metrics.watch()))
             yield
 
     app = create_base_app(
@@ -102,17 +112,43 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     return app
 
 
-def _proxy(settings: GatewaySettings, table: RouteTable, verifier: TokenVerifier) -> Proxy:
+def _proxy(
+    settings: GatewaySettings, table: RouteTable, verifier: TokenVerifier, metrics: Metrics, traces: Traces
+) -> Proxy:
     loop = asyncio.get_running_loop()
+    routes = Routes(table)
+    upstreams = {name: Upstream(name, upstream, loop) for name, upstream in table.upstreams.items()}
     return Proxy(
-        Routes(table),
-        {name: Upstream(name, upstream, loop) for name, upstream in table.upstreams.items()},
+        routes,
+        upstreams,
         verifier,
+        meters=Meters(metrics, routes, upstreams),
+        traces=traces,
         cors=Cors(settings.cors_origins, credentials=settings.cors_credentials),
         access_log=AccessLog(settings),
         trusted_proxies=settings.trusted_proxies,
         headers=[*SECURITY_HEADERS, HSTS] if settings.hsts else SECURITY_HEADERS,
     )
+
+
+def _show_states(
+    meters: Meters,
+    verifier: TokenVerifier,
+    reader: RevocationReader,
+    revocations: Revocations,
+    directory: Directory,
+) -> None:
+    """Show what else a process knows in its metrics."""
+    meters.show("keys_known", "Processes that know the keys of our own issuer.", lambda: verifier.ready)
+    meters.show("revocations_current", "Processes that know all revoked sessions.", reader.caught_up.is_set)
+    meters.show("revoked_sessions", "Sessions that each process refuses, added up.", lambda: len(revocations))
+    for service in directory.services:
+        alive = partial(_alive, service)
+        meters.show("upstream_up", "Processes that see the service alive.", alive, upstream=service.name)
+
+
+def _alive(service: Service) -> bool:
+    return service.alive
 
 
 def _merge_openapi(app: FastAPI, prefixes: list[str]) -> None:

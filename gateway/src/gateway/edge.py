@@ -39,6 +39,7 @@ class GatewayProtocol(EdgeProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        self.proxy.meters.clients += 1
         self._peer = self.client[0] if self.client else ""
         self._behind_proxy = bool(self.proxy.trusted_proxies) and self.proxy.trusts(self._peer)
         self._name_client(self._peer, self.scheme or "http")
@@ -48,6 +49,7 @@ class GatewayProtocol(EdgeProtocol):
         self.forwarded = f"x-forwarded-for: {address}\r\nx-forwarded-proto: {scheme}\r\n".encode()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.proxy.meters.clients -= 1
         if self.exchange is not None:
             self.exchange.abandon()
             self.exchange = None
@@ -108,6 +110,7 @@ class GatewayProtocol(EdgeProtocol):
         if exchange is not None and exchange.abandon():
             reset(self.transport)  # a response cut short must not look complete
             return
+        self.proxy.meters.problem(problem)
         super().refuse(problem)
 
     def shutdown(self) -> None:

@@ -48,7 +48,7 @@ _READ_DROP: Final = 3  # the gateway reads it, and it does not pass
 class RequestFields:
     """What one pass over a request's fields gives: those to forward, as bytes, and those the gateway reads."""
 
-    __slots__ = ("authorization", "lines", "origin", "protocols", "request_id")
+    __slots__ = ("authorization", "lines", "origin", "protocols", "request_id", "traceparent", "tracestate")
 
     lines: list[bytes]
     authorization: bytes | None
@@ -57,6 +57,9 @@ class RequestFields:
     """The client's, if sane."""
     protocols: bytes | None
     """WebSocket sub-protocols: not in `lines`, because one of them may be a token."""
+    traceparent: bytes | None
+    tracestate: bytes | None
+    """W3C Trace Context: not in `lines`, because a state is worth nothing without a valid parent (tracing.py)."""
 
 
 class RequestFilter:
@@ -68,6 +71,8 @@ class RequestFilter:
             b"origin": _READ,
             b"sec-websocket-protocol": _READ_DROP,
             b"x-request-id": _READ_DROP,
+            b"traceparent": _READ_DROP,
+            b"tracestate": _READ_DROP,
         }
 
     def read(self, head: RequestHead) -> RequestFields:
@@ -76,6 +81,7 @@ class RequestFilter:
         lines: list[bytes] = []
         fields.lines = lines
         fields.authorization = fields.origin = fields.request_id = fields.protocols = None
+        fields.traceparent = fields.tracestate = None
         named = head.connection
         verdicts = self._verdicts
         for name, value in head.headers:
@@ -106,6 +112,10 @@ class RequestFilter:
             fields.origin = value if fields.origin is None else fields.origin + b"," + value
         elif name == b"sec-websocket-protocol":
             fields.protocols = value if fields.protocols is None else fields.protocols + b"," + value
+        elif name == b"traceparent":
+            fields.traceparent = value if fields.traceparent is None else fields.traceparent + b"," + value
+        elif name == b"tracestate":
+            fields.tracestate = value if fields.tracestate is None else fields.tracestate + b"," + value
         elif _sane_request_id(value):
             fields.request_id = value
 

@@ -18,7 +18,9 @@ from gateway.accesslog import AccessLog
 from gateway.cors import Cors
 from gateway.errors import UpgradeRequired
 from gateway.headers import RequestFilter, response_lines
+from gateway.meters import Meters
 from gateway.routes import IDEMPOTENT, Policy, Route, Routes
+from gateway.tracing import Traces
 from gateway.upstream import Upstream, UpstreamConnection
 from shared.edge import reset
 from shared.errors import (
@@ -74,6 +76,8 @@ class Proxy:
         cors: Cors,
         headers: Headers,
         access_log: AccessLog,
+        meters: Meters,
+        traces: Traces,
         trusted_proxies: Iterable[IPv4Network | IPv6Network] = (),
     ) -> None:
         self.routes = routes
@@ -82,6 +86,8 @@ class Proxy:
         self.cors = cors
         self.trusted_proxies = tuple(trusted_proxies)
         self.access_log = access_log
+        self.meters = meters
+        self.traces = traces
         self.filter = RequestFilter()
         self.own_headers = headers
         """Fields of every response."""
@@ -104,6 +110,21 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def verified(self, token: str) -> Principal:
+        """Return whose token it is, of one that is not in the cache.
+
+        Raises:
+            InvalidToken: anything is wrong with it.
+            KeysUnavailable: its issuer's keys are not known yet.
+        """
+        try:
+            principal = await self.verifier.verify(token)
+        except Problem:
+            self.meters.token_checked(good=False)
+            raise
+        self.meters.token_checked(good=True)
+        return principal
 
     def headers_for(self, head: RequestHead) -> Headers:
         """Return the fields of a response that FastAPI makes."""
@@ -201,6 +222,7 @@ class Exchange:
         "_rechunk",
         "_request",
         "_retries",
+        "_trace",
         "_upstream",
         "_user_id",
         "_verifying",
@@ -226,6 +248,7 @@ class Exchange:
         self.keep_alive = head.keep_alive
         self._fields = fields = proxy.filter.read(head)
         self.request_id = fields.request_id or new_id().encode()
+        self._trace = proxy.traces.begin(fields, head.method, route.prefix)
         self._upstream = proxy.upstreams[route.upstream]
         self._connection: UpstreamConnection | None = None
         self._verifying: asyncio.Task[None] | None = None
@@ -262,6 +285,7 @@ class Exchange:
             principal = self.proxy.verifier.cached(token) if token is not None else None
             self._limited = self._spend(policy, principal, anonymous=token is None)
             if principal is not None:
+                self.proxy.meters.tokens_cached += 1
                 self._user_id = principal.id
                 check_scopes(principal, policy)
             elif token is not None:
@@ -289,7 +313,7 @@ class Exchange:
     async def _verify(self, token: str, policy: Policy) -> None:
         """The slow path: the token is not in the cache."""
         try:
-            principal = await self.proxy.verifier.verify(token)
+            principal = await self.proxy.verified(token)
             self._user_id = principal.id
             check_scopes(principal, policy)
         except Problem as problem:
@@ -306,7 +330,8 @@ class Exchange:
             % (head.method, self.path, self.query, self._upstream.authority),
             *fields.lines,
             client.forwarded,
-            b"x-forwarded-host: %b\r\nx-request-id: %b\r\n" % (head.host, self.request_id),
+            b"x-forwarded-host: %b\r\nx-request-id: %b\r\n%b"
+            % (head.host, self.request_id, self._trace.lines),
         ]
         if head.chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
@@ -451,6 +476,7 @@ class Exchange:
         body = problem.body(self.request_id.decode())
         self.keep_alive = self.keep_alive and self.client.body_complete and not self.client.draining
         self.status = problem.status
+        self.proxy.meters.problem(problem)
         self._rechunk = False
         self._out[:] = (
             STATUS_LINE[problem.status],
@@ -489,13 +515,21 @@ class Exchange:
 
     def _log(self, *, broken: bool = False) -> None:
         """`broken`: the exchange ends before its response does."""
+        seconds = perf_counter() - self.client.started
+        meter = self.proxy.meters.routes[self.route.prefix]
+        if broken:
+            meter.broken()
+        else:
+            meter.served(self.head.method, self.status, seconds)
+        self._trace.end(0 if broken else self.status)
         self.proxy.access_log.note(
             "request.broken" if broken else "request.served",
             method=self.head.method.decode(),
             path=self.path.decode(),
             status=self.status or None,
-            ms=round((perf_counter() - self.client.started) * 1000, 2),
+            ms=round(seconds * 1000, 2),
             request_id=self.request_id.decode(),
+            trace_id=self._trace.id,
             upstream=self._upstream.name,
             user_id=self._user_id,
             client=self.client.address,

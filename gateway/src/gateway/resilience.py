@@ -59,10 +59,12 @@ class Breaker:
 class RetryBudget:
     """Bounds retries by a share of the requests, so that retries cannot finish a service that is going down."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_left", "made")
 
     def __init__(self) -> None:
         self._left = RETRY_RESERVE
+        self.made = 0
+        """Retries so far."""
 
     def deposit(self) -> None:
         """A request was made."""
@@ -74,4 +76,5 @@ class RetryBudget:
         if self._left < 1.0:
             return False
         self._left -= 1.0
+        self.made += 1
         return True

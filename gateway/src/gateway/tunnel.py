@@ -178,6 +178,7 @@ class Tunnel:
         self._target = path + query
         self.upstream = proxy.upstreams[route.upstream]
         self._fields: RequestFields = proxy.filter.read(edge.head)
+        self._trace = proxy.traces.begin(self._fields, b"GET", route.prefix)
         self._request_id = self._fields.request_id or new_id().encode()
         self._user_id: int | None = None
         self._early = b""
@@ -185,6 +186,7 @@ class Tunnel:
         self._answered: asyncio.Future[tuple[ResponseHead, bytes]] = edge.loop.create_future()
         self._opening: asyncio.Task[None] | None = None
         self._open = False
+        self._status = 0
         self._draining = False
         self._closing = False
         self._frames = FrameFollower()
@@ -245,7 +247,8 @@ class Tunnel:
                 b"connection: Upgrade\r\nupgrade: websocket\r\n",
                 *lines,
                 self._forwarded,
-                b"x-forwarded-host: %b\r\nx-request-id: %b\r\n\r\n" % (head.host, self._request_id),
+                b"x-forwarded-host: %b\r\nx-request-id: %b\r\n%b\r\n"
+                % (head.host, self._request_id, self._trace.lines),
             )
         )
 
@@ -266,8 +269,11 @@ class Tunnel:
             if self.route.anonymous_limit is not None:
                 self.route.anonymous_limit.take(self._address, now)
             return
-        verifier = self.proxy.verifier
-        principal = verifier.cached(token) or await verifier.verify(token)
+        principal = self.proxy.verifier.cached(token)
+        if principal is None:
+            principal = await self.proxy.verified(token)
+        else:
+            self.proxy.meters.tokens_cached += 1
         self._user_id = principal.id
         check_scopes(principal, policy)
 
@@ -294,6 +300,7 @@ class Tunnel:
             )
         )
         self._open = True
+        self._status = 101
         if rest:
             self.from_service(rest)
         if self._early:
@@ -303,6 +310,7 @@ class Tunnel:
 
     def _pass_refusal(self, head: ResponseHead, body: bytes) -> None:
         """The service said no: so do we, in its words."""
+        self._status = head.status
         body = body[: head.content_length] if head.content_length is not None else b""
         self._close_with(
             b"".join(
@@ -318,6 +326,8 @@ class Tunnel:
         )
 
     def _refuse(self, problem: Problem) -> None:
+        self._status = problem.status
+        self.proxy.meters.problem(problem)
         body = problem.body(self._request_id.decode())
         self._close_with(
             b"".join(
@@ -425,11 +435,15 @@ class Tunnel:
         """The client is gone."""
         self._closing = True
         self.upstream.tunnels -= 1
+        self.proxy.meters.clients -= 1
+        self.proxy.meters.tunnel_ended(self.upstream.name, opened=self._open)
+        self._trace.end(self._status)
         self.proxy.access_log.note(
             "socket.served" if self._open else "socket.refused",
             path=self._path.decode(),
             s=round(perf_counter() - self._started, 2),
             request_id=self._request_id.decode(),
+            trace_id=self._trace.id,
             upstream=self.upstream.name,
             user_id=self._user_id,
             client=self._address,

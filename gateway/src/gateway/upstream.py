@@ -95,6 +95,13 @@ class Upstream:
         self._connecting: set[asyncio.Task[None]] = set()
         self._waiting: deque[tuple[float, Consumer]] = deque()
         self.closed = False
+        self.connects = 0
+        """Connections made so far, tunnels' too."""
+
+    @property
+    def idle(self) -> int:
+        """Connections that nobody uses."""
+        return len(self._idle)
 
     @property
     def connections(self) -> int:
@@ -155,6 +162,7 @@ class Upstream:
                 async with asyncio.timeout(self.settings.connect_timeout):
                     address = await self.addresses.take(self.loop.time())
                     await self.loop.create_connection(lambda: protocol, address, self.port)
+                    self.connects += 1
                     return address
             except OSError as error:
                 reason = error

@@ -1,0 +1,133 @@
+"""W3C Trace Context on the data path, and OpenTelemetry spans where an endpoint is set.
+
+Without an endpoint a valid context passes as it came and a missing one is made; no OpenTelemetry package is imported.
+"""
+
+import re
+from random import getrandbits, random
+from typing import TYPE_CHECKING, Self
+
+from gateway.headers import RequestFields
+from gateway.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span, Tracer
+
+# Version 00 ends with the flags; of later versions the same beginning is read (W3C Trace Context, section 3.2.2).
+_traceparent = re.compile(
+    rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
+).fullmatch
+
+
+class Trace:
+    """The trace that one request belongs to."""
+
+    __slots__ = ("_span", "id", "lines")
+
+    def __init__(self, trace_id: str, lines: bytes, span: "Span | None" = None) -> None:
+        self.id = trace_id
+        self.lines = lines
+        """The fields that tell the service."""
+        self._span = span
+
+    def end(self, status: int) -> None:
+        """The request was answered with `status`, or with nothing (0)."""
+        span = self._span
+        if span is None:
+            return
+        from opentelemetry.trace import StatusCode
+
+        if status:
+            span.set_attribute("http.response.status_code", status)
+        if not status or status >= 500:
+            span.set_status(StatusCode.ERROR)
+        span.end()
+
+
+class Traces:
+    """Continues or starts a trace for each request."""
+
+    def __init__(self, ratio: float, provider: "TracerProvider | None" = None) -> None:
+        """`ratio`: the share of the traces started here that are to be recorded."""
+        self._ratio = ratio
+        self._provider = provider
+        self._tracer = provider.get_tracer("gateway") if provider is not None else None
+
+    @classmethod
+    def from_settings(cls, settings: GatewaySettings) -> Self:
+        """Export spans if an endpoint is set."""
+        if settings.otel_exporter_otlp_endpoint is None:
+            return cls(settings.trace_ratio)
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        endpoint = settings.otel_exporter_otlp_endpoint.rstrip("/") + "/v1/traces"
+        provider = TracerProvider(resource=Resource.create({"service.name": "tollhouse-gateway"}))
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
+        return cls(settings.trace_ratio, provider)
+
+    def begin(self, fields: RequestFields, method: bytes, route: bytes) -> Trace:
+        """Return the trace of a request; a context that is not valid counts as none, and its state with it."""
+        given = fields.traceparent
+        match = _traceparent(given) if given is not None else None
+        if match is None or (match[1] == b"00" and match[5] is not None):
+            ids = b"%048x" % (getrandbits(192) | 1 << 191 | 1)  # neither id may be zero
+            trace_id, parent_id, state = ids[:32], ids[32:], None
+            recorded = self._ratio >= 1 or random() < self._ratio  # noqa: S311  # nobody gains by guessing it
+            flags = b"01" if recorded else b"00"
+        else:
+            trace_id, parent_id, flags = match.group(2, 3, 4)
+            state = fields.tracestate
+        span = None
+        if self._tracer is not None:
+            names = {"http.request.method": method.decode(), "http.route": route.decode()}
+            span = _open_span(
+                self._tracer, " ".join(names.values()), names, (trace_id, parent_id, flags), state
+            )
+            context = span.get_span_context()
+            parent_id, flags = b"%016x" % context.span_id, b"%02x" % context.trace_flags
+        lines = b"traceparent: 00-%b-%b-%b\r\n" % (trace_id, parent_id, flags)
+        if state is not None:
+            lines += b"tracestate: %b\r\n" % state
+        return Trace(trace_id.decode(), lines, span)
+
+    def close(self) -> None:
+        """Export what is left; waits for an answer."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+
+def _open_span(
+    tracer: "Tracer",
+    name: str,
+    attributes: dict[str, str],
+    parent_ids: tuple[bytes, bytes, bytes],
+    state: bytes | None,
+) -> "Span":
+    """Open the server span below a context, given as trace id, parent id and flags."""
+    from opentelemetry.trace import (
+        NonRecordingSpan,
+        SpanContext,
+        SpanKind,
+        TraceFlags,
+        TraceState,
+        set_span_in_context,
+    )
+
+    trace_id, parent_id, flags = (int(number, 16) for number in parent_ids)
+    parent = SpanContext(
+        trace_id,
+        parent_id,
+        is_remote=True,
+        trace_flags=TraceFlags(flags),
+        trace_state=TraceState.from_header([state.decode("latin-1")]) if state is not None else None,
+    )
+    return tracer.start_span(
+        name,
+        context=set_span_in_context(NonRecordingSpan(parent)),
+        kind=SpanKind.SERVER,
+        attributes=attributes,
+    )
