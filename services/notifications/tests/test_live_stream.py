@@ -5,7 +5,6 @@ import contextlib
 import json
 import shutil
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +59,15 @@ class Listener:
 
     def offer(self, frame: str) -> None:
         self.frames.append(json.loads(frame))
+
+
+@contextlib.asynccontextmanager
+async def reading(settings: NotificationsSettings, hub: Hub) -> AsyncIterator[LiveReader]:
+    """Feed a hub, as a process of the service does while it runs."""
+    async with Broker(settings) as broker:
+        reader = LiveReader(broker, hub, memory=100)
+        async with running(reader.run()):
+            yield reader
 
 
 @contextlib.asynccontextmanager
@@ -168,7 +176,8 @@ async def test_the_stream_goes_on_after_nats_was_killed(
 
         nats_server.stop(9)
         nats_server.start()
-        await eventually(lambda: publisher.publish(ItemCreated(id=2), event_id="2"))
+        async with Publisher(nats_server) as again:
+            await again.publish(ItemCreated(id=2))
 
         assert (await receive(socket))["event"]["subject"] == "2"
 
@@ -325,59 +334,54 @@ async def test_stream_that_was_made_anew_is_a_gap_and_goes_on(
 
 @pytest.mark.parametrize("published_after", [0, 3, 10])
 async def test_server_that_lost_its_newest_messages_is_a_gap_and_goes_on(
-    settings: NotificationsSettings,
-    publisher: Publisher,
-    nats_server: Any,
-    tmp_path: Path,
-    published_after: int,
+    settings: NotificationsSettings, nats_server: Any, tmp_path: Path, published_after: int
 ) -> None:
     """Whether or not others have taken the numbers of the lost ones by the time that the reader is back."""
     store, backup = tmp_path / "nats-server", tmp_path / "backup"
     hub, listener = Hub(memory=100), Listener()
-    async with Broker(settings) as broker:
-        reader = LiveReader(broker, hub, memory=100)
-        await publisher.publish(ItemCreated(id=1))
-        nats_server.stop()
-        shutil.copytree(store, backup)
-        nats_server.start()
-        async with running(reader.run()):
-            for number in (2, 3, 4):
-                await eventually(partial(publisher.publish, ItemCreated(id=number), event_id=str(number)))
-            await eventually(lambda: hub.last == 4)
-        hub.subscribe(Channel("items"), listener)
+    async with Publisher(nats_server) as before:
+        await before.publish(ItemCreated(id=1))
+    nats_server.stop()
+    shutil.copytree(store, backup)
+    nats_server.start()
+    async with Publisher(nats_server) as before, reading(settings, hub):
+        for number in (2, 3, 4):
+            await before.publish(ItemCreated(id=number))
+        await eventually(lambda: hub.last == 4)
+    hub.subscribe(Channel("items"), listener)
 
-        nats_server.stop()
-        shutil.rmtree(store)
-        shutil.copytree(backup, store)
-        nats_server.start()
-        new = [str(10 + offset) for offset in range(published_after)]
-        for subject in new:
-            await eventually(partial(publisher.publish, ItemCreated(id=int(subject)), event_id=subject))
+    nats_server.stop()
+    shutil.rmtree(store)
+    shutil.copytree(backup, store)
+    nats_server.start()
+    new = range(10, 10 + published_after)
+    async with Publisher(nats_server) as after:
+        for number in new:
+            await after.publish(ItemCreated(id=number))
 
-        async with running(reader.run()):
-            await eventually(lambda: len(listener.frames) == 2 + published_after)
+    async with reading(settings, hub):
+        await eventually(lambda: len(listener.frames) == 2 + published_after)
 
     gap, *events = listener.frames
     assert (gap["type"], gap["from"]) == ("gap", f"{hub.epoch}.4")
-    assert [frame["event"]["subject"] for frame in events] == ["1", *new]
+    assert [frame["event"]["subject"] for frame in events] == ["1", *map(str, new)]
 
 
 async def test_reader_that_was_away_too_long_tells_of_the_gap(
     settings: NotificationsSettings, publisher: Publisher, nats_server: Any
 ) -> None:
     hub, listener = Hub(memory=100), Listener()
-    async with Broker(settings) as broker, operator(nats_server) as admin:
-        reader = LiveReader(broker, hub, memory=100)
-        async with running(reader.run()):
-            await publisher.publish(ItemCreated(id=1))
-            await eventually(lambda: hub.last == 1)
-        hub.subscribe(Channel("items"), listener)
-        for number in (2, 3, 4):
-            await publisher.publish(ItemCreated(id=number))
-        await admin.js.purge_stream("EVENTS", seq=4)
+    async with reading(settings, hub):
+        await publisher.publish(ItemCreated(id=1))
+        await eventually(lambda: hub.last == 1)
+    hub.subscribe(Channel("items"), listener)
+    for number in (2, 3, 4):
+        await publisher.publish(ItemCreated(id=number))
+    async with operator(nats_server) as broker:
+        await broker.js.purge_stream("EVENTS", seq=4)
 
-        async with running(reader.run()):
-            await eventually(lambda: len(listener.frames) == 2)
+    async with reading(settings, hub):
+        await eventually(lambda: len(listener.frames) == 2)
 
     gap, event = listener.frames
     assert (gap["type"], gap["from"], gap["to"]) == ("gap", f"{hub.epoch}.1", f"{hub.epoch}.3")
