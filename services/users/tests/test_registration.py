@@ -69,7 +69,7 @@ async def test_bad_field_is_refused_and_never_repeated(client: httpx.AsyncClient
 @pytest.mark.parametrize(
     "changes",
     [
-        {"password": "x" * 12},
+        {"password": "vex dog 7umb"},
         {"password": "x" * 128},
         {"password": "пароль из двенадцати 🔑"},
         {"password": "with a \0 in it, why not"},

@@ -1,6 +1,7 @@
 """The life of an account after registration: profile, address, forgotten password, end."""
 
 from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import outbox
@@ -31,7 +32,7 @@ async def rename(session: AsyncSession, user_id: int, full_name: str | None) -> 
     Raises:
         UserNotFound: the account is gone.
     """
-    user = await _lock(session, user_id)
+    user = await lock(session, user_id)
     user.full_name = full_name
     await _updated(session, user)
     return user
@@ -43,7 +44,7 @@ async def delete_account(session: AsyncSession, settings: UsersSettings, user_id
     Raises:
         UserNotFound: it is gone already.
     """
-    user = await _lock(session, user_id)
+    user = await lock(session, user_id)
     await sessions.end_all(session, settings, user_id=user_id)
     await outbox.add(session, UserDeleted(id=user.id, version=user.version + 1))
     await session.execute(delete(User).where(User.id == user_id))
@@ -81,12 +82,16 @@ async def confirm_email(session: AsyncSession, code: str) -> None:
         EmailTaken: somebody else has the address by now.
     """
     redeemed = await codes.redeem(session, code, "verify_email", "change_email")
-    user = await _lock(session, redeemed.user_id)
+    user = await lock(session, redeemed.user_id)
     if redeemed.purpose == "change_email":
         taken = select(User.id).where(User.email_key == redeemed.email_key, User.id != user.id)
         if await session.scalar(taken) is not None:
             raise EmailTaken
         user.email, user.email_key = redeemed.email, redeemed.email_key
+        try:
+            await session.flush()
+        except IntegrityError:  # somebody else was faster by a moment
+            raise EmailTaken from None
     elif user.email_key != redeemed.email_key:
         return  # the address was changed meanwhile: there is nothing to verify any more
     user.email_verified = True
@@ -111,7 +116,7 @@ async def reset_password(
         CodeInvalid: the code cannot be used.
     """
     redeemed = await codes.redeem(session, code, "reset_password")
-    user = await _lock(session, redeemed.user_id)
+    user = await lock(session, redeemed.user_id)
     if user.email_key == redeemed.email_key:
         user.email_verified = True
     await set_password(session, settings, user, password_hash=password_hash)
@@ -133,7 +138,12 @@ async def set_password(
     await sessions.end_all(session, settings, user_id=user.id, keep=keep_session)
 
 
-async def _lock(session: AsyncSession, user_id: int) -> User:
+async def lock(session: AsyncSession, user_id: int) -> User:
+    """Return an account, locked until the transaction ends.
+
+    Raises:
+        UserNotFound: it is gone.
+    """
     await service.get(session, user_id)
     return await session.get_one(User, user_id, with_for_update=True, populate_existing=True)
 

@@ -54,11 +54,10 @@ async def change_own_password(
         current=body.current_password.get_secret_value(),
         new=body.new_password.get_secret_value(),
     )
-    user = await service.get(session, me.id)
     await account.set_password(
         session,
         request.app.state.settings,
-        user,
+        await account.lock(session, me.id),
         password_hash=password_hash,
         keep_session=me.session_id,
     )

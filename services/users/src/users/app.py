@@ -9,12 +9,12 @@ from fastapi import FastAPI
 from shared.app import create_app as create_shared_app
 from shared.broker import Broker
 from shared.database import Database
-from shared.errors import DatabaseUnavailable
+from shared.errors import DatabaseUnavailable, StartupRefused
 from shared.relay import Relay
 from shared.revocations import verifying
 from shared.tasks import running
 from users import account_routes, service
-from users.errors import PROBLEMS
+from users.errors import PROBLEMS, PasswordBreached, PasswordTooCommon
 from users.key_ring import KeyRing
 from users.passwords import Passwords
 from users.routes import router, well_known
@@ -49,7 +49,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         app.state.passwords = passwords = Passwords(settings)
-        stack.callback(passwords.close)
+        stack.push_async_callback(passwords.aclose)
         app.state.keys = keys = KeyRing(database, settings)
         await keys.load()
         await _ensure_admin(settings, database, passwords)
@@ -68,6 +68,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _ensure_admin(settings: UsersSettings, database: Database, passwords: Passwords) -> None:
     if settings.admin_email is None or settings.admin_password is None:
         return
-    password_hash = await passwords.hash(settings.admin_password.get_secret_value())
+    try:
+        password_hash = await passwords.hash(settings.admin_password.get_secret_value())
+    except (PasswordTooCommon, PasswordBreached) as error:
+        raise StartupRefused(f"USERS_ADMIN_PASSWORD cannot be used: {error}") from None
     async with database.transaction() as session:
         await service.ensure_admin(session, email=settings.admin_email, password_hash=password_hash)

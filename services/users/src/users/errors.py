@@ -88,6 +88,57 @@ class UserNotFound(Problem):
     title = "User not found"
 
 
+class PasswordTooCommon(Problem):
+    """The password is one of those that are guessed first, or nearly one of them. Choose another one."""
+
+    status = 422
+    code = "password_too_common"
+    title = "Password too common"
+
+    def __init__(self) -> None:
+        super().__init__("This password is among the first that are guessed.")
+
+
+class PasswordBreached(Problem):
+    """The password is known from a breach of some other site. Choose another one."""
+
+    status = 422
+    code = "password_breached"
+    title = "Password known from a breach"
+
+    def __init__(self) -> None:
+        super().__init__("This password is known from a breach.")
+
+
+class TooManyAttempts(Problem):
+    """Too many wrong passwords for this account or from this address. Retry-After says when to try again.
+
+    The wait grows with every failure up to a limit and ends by itself; a password reset by mail ends it for the account.
+    """
+
+    status = 429
+    code = "too_many_attempts"
+    title = "Too many attempts"
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(
+            f"Try again in {retry_after} s.",
+            headers={"Retry-After": str(retry_after)},
+            extra={"error": "temporarily_unavailable"},
+        )
+
+
+class CannotDemoteSelf(Problem):
+    """Administrators cannot deactivate themselves or give up administration: another one has to do it."""
+
+    status = 409
+    code = "cannot_demote_self"
+    title = "Own administration"
+
+    def __init__(self) -> None:
+        super().__init__("Another administrator has to do this.")
+
+
 class HashingBusy(Problem):
     """Too many passwords are being checked at once. Try again."""
 
@@ -108,5 +159,9 @@ PROBLEMS: tuple[type[Problem], ...] = (
     InvalidScope,
     UnsupportedGrantType,
     UserNotFound,
+    PasswordTooCommon,
+    PasswordBreached,
+    TooManyAttempts,
+    CannotDemoteSelf,
     HashingBusy,
 )

@@ -1,4 +1,4 @@
-"""The life of signing keys: published → signing → verifying → retired, by the database's clock of each key.
+"""The life of signing keys: published → signing → verifying → retired, by the times stored with each key.
 
 A new key is published for a while before it signs, so that every verifier has it by then; one that signs no more is still
 published until the last token it signed has expired. So a rotation causes no false 401. Replicas read the same rows, and

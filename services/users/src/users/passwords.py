@@ -10,6 +10,7 @@ from pwdlib.exceptions import UnknownHashError
 from pwdlib.hashers.argon2 import Argon2Hasher
 
 from users.errors import HashingBusy
+from users.password_rules import PasswordRules
 from users.settings import UsersSettings
 
 T = TypeVar("T")
@@ -19,8 +20,15 @@ class Passwords:
     """Hashes and verifies passwords off the event loop, at most so many at a time."""
 
     def __init__(self, settings: UsersSettings) -> None:
+        self._rules = PasswordRules(str(settings.breach_range_url or ""))
         self._hasher = PasswordHash(
-            [Argon2Hasher(memory_cost=settings.argon2_memory_kib, time_cost=settings.argon2_iterations)]
+            [
+                Argon2Hasher(
+                    memory_cost=settings.argon2_memory_kib,
+                    time_cost=settings.argon2_iterations,
+                    parallelism=1,  # one password, one thread of the pool
+                )
+            ]
         )
         self._pool = ThreadPoolExecutor(settings.hashing_threads, thread_name_prefix="argon2")
         self._limit = settings.hashing_threads + settings.hashing_backlog
@@ -28,16 +36,19 @@ class Passwords:
         # Verified when the account is unknown, so that both cases cost the same (SECURITY U1).
         self._nobodys_hash = self._hasher.hash("nobody has this password")
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Let running hashes end and stop the threads."""
         self._pool.shutdown(cancel_futures=True)
+        await self._rules.aclose()
 
     async def hash(self, password: str) -> str:
-        """Return the Argon2id hash in PHC format.
+        """Return the Argon2id hash of a new password in PHC format; one that nobody may have is never hashed.
 
         Raises:
+            PasswordTooCommon, PasswordBreached: see PasswordRules.check_password.
             HashingBusy: the pool and its queue are full.
         """
+        await self._rules.check_password(password)
         return await self._run(lambda: self._hasher.hash(password))
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:

@@ -1,31 +1,22 @@
 """What the users API takes and gives."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     MISSING,
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
-    EmailStr,
     Field,
     SecretStr,
     StringConstraints,
 )
 
-from shared.text import Text
+from shared.text import Email, Text
 
 PASSWORD_MIN, PASSWORD_MAX = 12, 128
 MAX_TOKEN = 4096
-
-
-def _bare(value: Any) -> Any:
-    """Refuse `Ada <ada@example.com>`, of which EmailStr would quietly take the address."""
-    if isinstance(value, str) and "<" in value:
-        raise ValueError("must be an address without a name")
-    return value
 
 
 def _encodable(value: SecretStr) -> SecretStr:
@@ -37,7 +28,6 @@ def _encodable(value: SecretStr) -> SecretStr:
 
 
 FullName = Annotated[Text, StringConstraints(max_length=200)]
-Email = Annotated[EmailStr, BeforeValidator(_bare), Field(max_length=254)]
 Password = Annotated[
     SecretStr, Field(min_length=PASSWORD_MIN, max_length=PASSWORD_MAX), AfterValidator(_encodable)
 ]

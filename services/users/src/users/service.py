@@ -19,7 +19,7 @@ ADMIN_SCOPES = (*DEFAULT_SCOPES, "items:admin", "notifications:send_any", "users
 
 def email_key(email: str) -> str:
     """Return what makes an address unique: its case does not."""
-    return email.casefold()
+    return email.lower()
 
 
 async def register(

@@ -5,7 +5,7 @@ import binascii
 import hmac
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, EmailStr, Field, SecretStr
+from pydantic import AfterValidator, EmailStr, Field, HttpUrl, SecretStr
 
 from shared.settings import DatabaseSettings, Port
 
@@ -62,6 +62,31 @@ class UsersSettings(DatabaseSettings):
     hashing_backlog: int = Field(
         32, ge=0, description="Hashes that may wait for a thread; more are answered 503."
     )
+    breach_range_url: HttpUrl | None = Field(
+        None,
+        description="Where to ask, by the first five digits of its SHA-1, whether a new password was in a breach "
+        "(the range protocol of Have I Been Pwned); empty: nowhere.",
+    )
+    throttle_pair_failures: int = Field(
+        10, ge=1, description="Wrong passwords for one account from one address before the next has to wait."
+    )
+    throttle_account_failures: int = Field(
+        50, ge=1, description="Wrong passwords for one account from anywhere before strangers have to wait."
+    )
+    throttle_address_failures: int = Field(
+        100, ge=1, description="Wrong passwords from one address for any account before the next has to wait."
+    )
+    throttle_max_delay: float = Field(
+        300.0,
+        ge=1,
+        description="Longest wait after a wrong password, in seconds: it starts at one and doubles.",
+    )
+    throttle_window: int = Field(
+        3600, ge=1, description="Seconds without a wrong password after which the count starts anew."
+    )
+    audit_retention: int = Field(
+        365 * 86_400, ge=3600, description="Seconds that the audit trail is kept in the database."
+    )
     argon2_memory_kib: int = Field(19_456, ge=8, description="Argon2id memory cost, in KiB.")
     argon2_iterations: int = Field(2, ge=1, description="Argon2id time cost.")
 
@@ -69,6 +94,11 @@ class UsersSettings(DatabaseSettings):
     def refresh_key(self) -> bytes:
         """The key that refresh tokens are derived with."""
         return hmac.digest(self.encryption_key, b"tollhouse refresh tokens", "sha256")
+
+    @property
+    def throttle_key(self) -> bytes:
+        """The key that hides which account names were tried: people type passwords there."""
+        return hmac.digest(self.encryption_key, b"tollhouse login throttle", "sha256")
 
     @property
     def encryption_key(self) -> bytes:
