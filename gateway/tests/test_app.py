@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
 
 import httpx
 import orjson
+import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -312,6 +314,82 @@ async def test_serve_answers_on_every_worker_and_ends_cleanly_on_sigterm(
     served = [orjson.loads(line) for line in output.splitlines() if b'"request.served"' in line]
     assert {"method": "GET", "path": "/a", "status": 503, "request_id": "mine"}.items() <= served[0].items()
     assert b"secret" not in output
+
+
+def _workers(parent: int) -> list[psutil.Process]:
+    """The processes that serve; beside them runs multiprocessing's resource tracker."""
+    children = psutil.Process(parent).children()
+    return [child for child in children if any("spawn_main" in part for part in child.cmdline())]
+
+
+async def test_workers_heal_metrics_never_go_back_and_sigterm_ends_all(
+    tmp_path: Path, issuer: TokenIssuer
+) -> None:
+    port, metrics_port = free_port(), free_port()
+    table = tmp_path / "routes.toml"
+    table.write_text(
+        '[upstreams.a]\nurl = "http://127.0.0.1:1"\n[[routes]]\nprefix = "/a"\nupstream = "a"\nauth = "none"\n'
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "gateway",
+        "serve",
+        env={
+            **os.environ,
+            "GATEWAY_ROUTES": str(table),
+            "GATEWAY_PORT": str(port),
+            "GATEWAY_WORKERS": "2",
+            "GATEWAY_METRICS_PORT": str(metrics_port),
+            "JWKS_URL": issuer.jwks_url,
+            "LOG_LEVEL": "warning",
+        },
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+
+    async def numbers() -> dict[str, float]:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            page = (await http.get(f"http://127.0.0.1:{metrics_port}/metrics")).text
+        lines = (line.rpartition(" ") for line in page.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in lines}
+
+    async def serving() -> bool:
+        with suppress(httpx.HTTPError):
+            return (await numbers()).get("gateway_processes") == 2
+        return False
+
+    async def ask(times: int) -> None:
+        for _ in range(times):
+            async with raw_connection(url) as raw:
+                await raw.send(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert (await raw.response()).status == 503
+
+    async def counted() -> tuple[float, float]:
+        found = await numbers()
+        return (
+            found['gateway_requests_total{route="/a",method="GET",status="503"}'],
+            found['gateway_request_seconds_count{route="/a"}'],
+        )
+
+    try:
+        await eventually(serving)
+        await ask(10)
+        assert await counted() == (10, 10)
+        victim, survivor = _workers(process.pid)
+        victim.kill()
+        await eventually(lambda: not victim.is_running() and len(_workers(process.pid)) == 2)
+        assert await counted() == (10, 10)
+        await eventually(serving)
+        await ask(10)
+        assert await counted() == (20, 20)
+        workers = _workers(process.pid)
+        assert survivor in workers
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.wait(), 20)
+    assert process.returncode == 0
+    assert not any(worker.is_running() for worker in workers)
 
 
 def test_access_log_waits_a_little_and_never_long(capsys: pytest.CaptureFixture[str]) -> None:

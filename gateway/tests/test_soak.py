@@ -4,9 +4,11 @@ import asyncio
 import gc
 import os
 import random
+import statistics
 import sys
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ from gateway.testing import OK, GatewayFactory, Peer, ScriptedUpstream
 from gateway.tunnel import Tunnel
 from gateway.upstream import UpstreamConnection
 from shared.testing import TokenIssuer, eventually, free_port
-from shared.testing_wire import raw_connection
+from shared.testing_wire import RawConnection, raw_connection
 
 MIB = 1024 * 1024
 HANDSHAKE = (
@@ -161,3 +163,107 @@ async def test_memory_does_not_grow_with_bodies(issuer: TokenIssuer, tmp_path: P
         for _ in range(bodies):
             await exchange(url, 64 * MIB)
         assert gateway.memory_info().rss - before < 8 * MIB
+
+
+# Slow clients
+
+SLOW_CLIENTS = 500
+_SLOW_HEAD = b"GET /big HTTP/1.1\r\nHost: a\r\nX-Drip: "
+_SLOW_BODY = b"POST /big HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
+# A body under way holds a connection of the pool (max_connections, 128), however slow it is.
+_DRIPS = (_SLOW_BODY, _SLOW_HEAD, _SLOW_HEAD, _SLOW_HEAD, _SLOW_HEAD)
+
+
+@asynccontextmanager
+async def slow_clients(url: str, count: int) -> AsyncIterator[None]:
+    """Hold connections on which a byte comes now and then."""
+
+    async def drip(beginning: bytes) -> None:
+        while True:
+            with suppress(EOFError, ConnectionError):
+                async with raw_connection(url) as raw:
+                    await raw.send(beginning)
+                    held.add(raw)
+                    try:
+                        while not raw.reader.at_eof():
+                            await raw.send(b"x")
+                            await asyncio.sleep(1.0)
+                    finally:
+                        held.discard(raw)
+
+    held: set[RawConnection] = set()
+    tasks = [asyncio.create_task(drip(_DRIPS[number % len(_DRIPS)])) for number in range(count)]
+    try:
+        await eventually(lambda: len(held) >= count * 9 // 10)
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def latencies(url: str, requests: int) -> list[float]:
+    """Ask in turn on one connection, and return how long each took, in milliseconds, sorted."""
+    taken = []
+    async with raw_connection(url) as raw:
+        for _ in range(requests):
+            begun = time.perf_counter()
+            await raw.send(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await raw.response()).status == 200
+            taken.append((time.perf_counter() - begun) * 1000)
+    return sorted(taken)
+
+
+@pytest.mark.parametrize("requests", [100, pytest.param(5000, marks=pytest.mark.soak)])
+async def test_g7_500_slow_connections_do_not_keep_the_others_waiting(
+    issuer: TokenIssuer, tmp_path: Path, requests: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asserted is that all are answered; the p99 with and without them is printed by the soak."""
+    async with (
+        ScriptedUpstream(mirror).serving() as upstream,
+        process(upstream, issuer, tmp_path) as (url, _),
+    ):
+        alone = await latencies(url, requests)
+        async with slow_clients(url, SLOW_CLIENTS):
+            beside = await latencies(url, requests)
+        assert len(beside) == requests
+    p99 = requests * 99 // 100
+    with capsys.disabled():
+        print(f"p99 alone {alone[p99]:.2f} ms, beside {SLOW_CLIENTS} slow clients {beside[p99]:.2f} ms")  # noqa: T201
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+async def test_memory_is_flat_under_slow_clients_cancels_and_big_bodies(
+    issuer: TokenIssuer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For SOAK_SECONDS (600): the gateway's memory after the first fifth is its memory in the end."""
+    duration = float(os.environ.get("SOAK_SECONDS", "600"))
+    begun = time.monotonic()
+    rng = random.Random(1)  # noqa: S311
+
+    async def cancel(url: str) -> None:
+        async with raw_connection(url) as raw:
+            await raw.send(b"POST /big HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + b"x" * 50_000)
+            await asyncio.sleep(rng.random() * 0.05)
+
+    async with (
+        ScriptedUpstream(mirror).serving() as upstream,
+        process(upstream, issuer, tmp_path) as (url, gateway),
+        slow_clients(url, 100),
+    ):
+        settled: list[int] = []
+        late: list[int] = []
+        while (passed := time.monotonic() - begun) < duration:
+            await asyncio.gather(
+                exchange(url, 8 * MIB), latencies(url, 20), *(cancel(url) for _ in range(20))
+            )
+            share = passed / duration
+            if share > 0.8:
+                late.append(gateway.memory_info().rss)
+            elif share > 0.2:
+                settled.append(gateway.memory_info().rss)
+        growth = (statistics.median(late) - statistics.median(settled[: len(late)])) / MIB
+        with capsys.disabled():
+            print(f"{len(settled) + len(late)} rounds, grown by {growth:.1f} MiB")  # noqa: T201
+        assert growth < 8
