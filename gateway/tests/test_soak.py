@@ -88,6 +88,7 @@ async def process(
     """A gateway in a process of its own, whose memory can be watched."""
     table = folder / "routes.toml"
     table.write_text(
+        "[limits]\ndefault = { quota = 1000000, window = 1 }\n"
         f'[upstreams.a]\nurl = "{upstream.url}"\n[[routes]]\nprefix = "/big"\nupstream = "a"\nauth = "none"\n'
         "body_limit = 10000000000\n"
     )
