@@ -313,3 +313,21 @@ def test_every_price_in_cents_survives_the_way_in_and_out(cents: int) -> None:
     )  # fmt: skip
     again = ItemWrite.model_validate({"name": "a", "price": read.model_dump(mode="json")["price"]})
     assert again.price == written.price
+
+
+async def test_head_is_get_without_the_body(client: httpx.AsyncClient, owner: Headers) -> None:
+    item = await _create(client, owner)
+    path = f"/v1/items/{item['id']}"
+
+    head, get = await client.head(path), await client.get(path)
+
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == get.headers["content-length"]
+    refused = await client.post(path, json={}, headers=owner)
+    assert refused.headers.get_list("allow") == ["GET, HEAD, PUT, PATCH, DELETE"]
+
+
+@pytest.mark.parametrize("item_id", ["1.0", "+1", "1_0", "%201", "1e0"])
+async def test_what_only_looks_like_an_integer_is_none(client: httpx.AsyncClient, item_id: str) -> None:
+    _refused(await client.get(f"/v1/items/{item_id}"), 422, "validation_failed")
+    _refused(await client.get(f"/v1/items?limit={item_id}"), 422, "validation_failed")

@@ -551,3 +551,35 @@ async def test_client_that_vanishes_leaves_no_subscription(
         assert _subscribers(app) == 1
         socket.transport.abort()
     await eventually(lambda: _subscribers(app) == 0)
+
+
+async def test_a_burst_of_pings_is_answered_not_punished(
+    app: FastAPI, url: str, token_issuer: TokenIssuer
+) -> None:
+    app.state.settings = app.state.settings.model_copy(update={"socket_backlog": 20})
+    async with connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None) as socket:
+        await receive(socket)
+        for _ in range(500):
+            await socket.send('{"type":"ping"}')
+        assert [(await receive(socket))["type"] for _ in range(500)] == ["pong"] * 500
+
+
+async def test_an_unknown_socket_path_is_a_404_problem(url: str) -> None:
+    with pytest.raises(InvalidStatus) as refusal:
+        async with connect(ws(url, "/v1/ws/nowhere"), proxy=None):
+            pass
+    assert refusal.value.response.status_code == 404
+    assert json.loads(refusal.value.response.body)["code"] == "route_not_found"
+
+
+@pytest.mark.parametrize("field", ["Sec-WebSocket-Version: 8", "Sec-WebSocket-Version: 13"])
+async def test_a_broken_handshake_is_a_400_problem(url: str, field: str) -> None:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        f"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{field}\r\n\r\n".encode()
+    )
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"application/problem+json" in answer

@@ -15,6 +15,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from shared import telemetry
 from shared.drain import draining_on_signals
@@ -86,6 +88,7 @@ def create_app(
     for router in routers:
         app.include_router(router)
     app.include_router(health_routes(checks or {}))
+    app.router.default = _nowhere
     describe_problems(app)
     _serve_catalogue(app, (*COMMON_PROBLEMS, *problems))
     for error, handler in _HANDLERS.items():
@@ -126,6 +129,18 @@ def _respond(request: Request, problem: Problem) -> Response:
     )
 
 
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer for paths without a route; a WebSocket is refused before the upgrade, in words."""
+    if scope["type"] != "websocket":
+        raise HTTPException(404)
+    socket = WebSocket(scope, receive, send)
+    problem = RouteNotFound()
+    await socket.receive()
+    await socket.send_denial_response(
+        Response(problem.body(request_id_of(scope)), problem.status, media_type=PROBLEM_JSON)
+    )
+
+
 async def _on_problem(request: Request, error: Problem) -> Response:
     return _respond(request, error)
 
@@ -140,7 +155,7 @@ _BY_STATUS: dict[int, type[Problem]] = {
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
     """Translate what the framework itself raises."""
-    headers = dict(error.headers or {})
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 405:
         headers["allow"] = ", ".join(_allowed_methods(request))
     problem = _BY_STATUS.get(error.status_code)
@@ -161,7 +176,10 @@ def _allowed_methods(request: Request) -> list[str]:
     return [
         method
         for method in _METHODS
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+        if any(
+            route.matches({**request.scope, "method": "GET" if method == "HEAD" else method})[0] is Match.FULL
+            for route in routes
+        )
     ]
 
 

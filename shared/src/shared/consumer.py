@@ -16,17 +16,18 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
 from nats.js.errors import APIError
 from pydantic import ValidationError
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.broker import Broker
-from shared.database import Database
+from shared.database import Database, database_is_away
 from shared.events import Envelope
 from shared.logs import get_logger
 from shared.outbox import InboxRow
 from shared.pull import Pull
 from shared.streams import COMMANDS, DEAD, ensure
+from shared.tasks import end
 
 log = get_logger(__name__)
 
@@ -41,7 +42,7 @@ DATABASE_RETRY = (0.2, 0.5, 1.0, 2.0, 5.0)
 FINISH_TIMEOUT = 5.0
 """Seconds that a message in work has to end when the consumer stops; then it is left to the next delivery."""
 
-_DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
+_DATABASE_ERRORS = (DBAPIError, PoolTimeout)
 
 Handler = Callable[[AsyncSession, Envelope], Awaitable[None]]
 """Applies one event's effect in the session's transaction; raises to have it delivered again later."""
@@ -141,7 +142,9 @@ class Consumer:
         while True:
             try:
                 await self._apply(event)
-            except _DATABASE_AWAY as error:
+            except _DATABASE_ERRORS as error:
+                if not database_is_away(error):
+                    raise
                 delay = DATABASE_RETRY[min(attempt, len(DATABASE_RETRY) - 1)]
                 attempt += 1
                 log.warning("consumer.database_away", error=type(error).__name__, retry_in_s=delay)
@@ -193,8 +196,7 @@ class Consumer:
 async def _finish(work: asyncio.Task[None]) -> None:
     _, unfinished = await asyncio.wait({work}, timeout=FINISH_TIMEOUT)
     if unfinished:
-        work.cancel()
-        await asyncio.wait({work})
+        await end(work)
 
 
 def _explain(error: ValidationError) -> str:

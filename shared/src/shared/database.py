@@ -7,6 +7,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy import make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from shared.settings import DatabaseSettings
@@ -26,6 +28,19 @@ def wake_after_commit(session: AsyncSession, event: asyncio.Event) -> None:
 def wake_relay_after_commit(session: AsyncSession) -> None:
     """Tell the relay, once the transaction has committed, that the outbox has something."""
     wake_after_commit(session, session.info[_OUTBOX_WRITTEN])
+
+
+def database_is_away(error: Exception) -> bool:
+    """Say whether an error is of the connection (or of having none), not of what was asked of the database.
+
+    SQLSTATE classes 08, 57P and 53 (PostgreSQL, appendix A): connection, shutdown, out of resources.
+    """
+    if isinstance(error, PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or state.startswith(("08", "57P", "53"))
 
 
 class Database:

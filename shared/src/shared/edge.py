@@ -305,6 +305,11 @@ class EdgeProtocol(HttpToolsProtocol):
         if head.upgrade != b"websocket" or self.ws_protocol_class is None:
             self.begin(head)  # RFC 9110 section 7.8: an upgrade may be ignored
             return data[end:]
+        fields = dict(head.headers)
+        if not fields.get(b"sec-websocket-key") or fields.get(b"sec-websocket-version") != b"13":
+            # RFC 6455 section 4.2.1; uvicorn's protocols would answer in plain text.
+            self.refuse(MalformedRequest("A WebSocket handshake needs a key and version 13."))
+            return b""
         self.connections.discard(self)
         self.sweep.discard(self)
         protocol = self.ws_protocol_class(  # type: ignore[call-arg]  # typed as a bare asyncio.Protocol

@@ -71,7 +71,9 @@ class RequestContext:
             if _declared_length(scope) > self._max_body_bytes:
                 await _send_problem(send_with_headers, BodyTooLarge(), request_id)
             else:
-                await self.app(scope, receive_within_limit, send_with_headers)
+                # HEAD is GET without the body (RFC 9110 section 9.3.2), which the server leaves out by itself.
+                asked = {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
+                await self.app(asked, receive_within_limit, send_with_headers)
         except Exception:
             log.exception("request.failed", path=scope["path"])
             if scope["type"] == "websocket" or status:

@@ -72,10 +72,12 @@ class Relay:
                     await self._publish_all(session)
 
     async def _lead_when_possible(self) -> None:
+        await self._broker.connected.wait()
         async with self._database.reading() as session:
             if await self._try_lock(session):
                 log.info("relay.active")
-                await self._lead(session)
+                with suppress(TimeoutError):
+                    await self._lead(session)
         # Another replica is active: tell it at once about what this one commits.
         with suppress(TimeoutError):
             async with asyncio.timeout(TAKEOVER_INTERVAL):
@@ -90,10 +92,11 @@ class Relay:
     async def _lead(self, session: AsyncSession) -> None:
         self._active = True
         try:
-            await self._broker.connected.wait()
             await self._ensure_streams()
             while True:
-                await self._broker.connected.wait()
+                # Without NATS for longer than a moment, a replica that has it may be active instead.
+                async with asyncio.timeout(TAKEOVER_INTERVAL):
+                    await self._broker.connected.wait()
                 self._wake.clear()
                 try:
                     await self._publish_all(session)
@@ -145,35 +148,31 @@ class Relay:
                 future.cancel()
             errors = [error for future in done if (error := future.exception()) is not None]
             published = [
-                row.id
+                row
                 for row, future in zip(window, futures, strict=True)
                 if future in done and future.exception() is None
             ]
             if published:
                 await self._mark(session, published)
-                await self._forget_commands(
-                    session, [row.id for row in window if row.subject.startswith("commands.")]
-                )
                 log.info("outbox.relayed", count=len(published))
             if errors or pending:
                 await self._ensure_streams()
                 raise NotPublished(str(errors[0]) if errors else "no acknowledgement in time")
 
-    async def _mark(self, session: AsyncSession, ids: list[int]) -> None:
-        await session.execute(
-            update(OutboxRow)
-            .where(OutboxRow.id.in_(ids))
-            .values(published_at=func.now())
-            .execution_options(synchronize_session=False)
-        )
+    async def _mark(self, session: AsyncSession, rows: list[OutboxRow]) -> None:
+        """Remember events as published; forget commands, which may carry secrets and are never replayed."""
+        commands = [row.id for row in rows if row.subject.startswith("commands.")]
+        events = [row.id for row in rows if not row.subject.startswith("commands.")]
         session.expunge_all()
-
-    async def _forget_commands(self, session: AsyncSession, ids: list[int]) -> None:
-        """Delete published commands: they may carry secrets, and are never replayed."""
-        if ids:
+        if events:
             await session.execute(
-                delete(OutboxRow).where(OutboxRow.id.in_(ids), OutboxRow.published_at.is_not(None))
+                update(OutboxRow)
+                .where(OutboxRow.id.in_(events))
+                .values(published_at=func.now())
+                .execution_options(synchronize_session=False)
             )
+        if commands:
+            await session.execute(delete(OutboxRow).where(OutboxRow.id.in_(commands)))
 
     async def _ensure_streams(self) -> None:
         """Create streams that are missing, on a new or wiped server."""

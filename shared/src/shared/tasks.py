@@ -3,12 +3,15 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from shared.logs import get_logger
 
 log = get_logger(__name__)
+
+CANCEL_INTERVAL = 1.0
+"""Seconds after which a task that was cancelled and goes on is cancelled again."""
 
 
 @asynccontextmanager
@@ -27,9 +30,14 @@ async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
     finally:
         for task in reversed(tasks):
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+            await end(task)
+
+
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it ends: libraries (nats-py among them) now and then take a cancellation for their own."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_INTERVAL)
 
 
 def stop_if_failed(task: asyncio.Task[None]) -> None:

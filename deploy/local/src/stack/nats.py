@@ -97,7 +97,19 @@ GRANTS: Mapping[str, Grant] = {
         *follows("EVENTS"),
         *consumes("COMMANDS", "notifications-commands", "commands.notifications.>"),
     ),
-    "gateway": service("gateway"),
+    # The gateway publishes nothing and reads only which sessions were revoked.
+    "gateway": Grant(
+        publish=(
+            "$JS.API.INFO",
+            *(
+                f"$JS.API.STREAM.{verb}.{stream}"
+                for stream in ("EVENTS", "REVOCATIONS")
+                for verb in ("INFO", "CREATE")
+            ),
+            *follows("REVOCATIONS"),
+        ),
+        subscribe=("_INBOX_gateway.>",),
+    ),
     OPERATOR: Grant(
         publish=("$JS.>", "events.>", "commands.>", "dead.>"),
         subscribe=("_INBOX_operator.>", "events.>", "dead.>"),

@@ -56,6 +56,8 @@ class StackSettings(BaseModel):
         bases = (self.gateway_port, USERS, ITEMS, NOTIFICATIONS, NATS, POSTGRES)
         if not all(1 <= self.port(base) <= HIGHEST_PORT for base in bases):
             raise ValueError("PORT_OFFSET moves a port out of the range 1 to 65535")
+        if self.gateway_port in bases[1:]:
+            raise ValueError(f"GATEWAY_PORT {self.gateway_port} is the port of another part of the system")
         return self
 
     def port(self, base: int) -> int:

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from unicodedata import category
 
 from email_validator import validate_email
-from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
-from shared.text import Text
+from shared.text import Email, Text
 
 
 def _one_line(value: str) -> str:
@@ -52,7 +52,7 @@ class MailCreate(BaseModel):
         },
     )
 
-    to: Annotated[EmailStr, Field(max_length=254), AfterValidator(_with_ascii_domain)]
+    to: Annotated[Email, AfterValidator(_with_ascii_domain)]
     subject: Annotated[Text, AfterValidator(_one_line), StringConstraints(min_length=1, max_length=200)]
     body: Annotated[Text, StringConstraints(min_length=1, max_length=100_000)]
 

@@ -129,7 +129,7 @@ async def _verify(socket: WebSocket, token: str) -> Principal:
 
 
 async def _close_quietly(socket: WebSocket, code: int, reason: str) -> None:
-    with suppress(RuntimeError):  # the client was faster
+    with suppress(RuntimeError, WebSocketDisconnect):  # the client was faster
         await socket.close(code, reason)
 
 
@@ -225,6 +225,8 @@ class Connection:
     async def _read(self) -> None:
         while True:
             text = await self._receive()
+            if len(self._waiting) > self._settings.socket_backlog // 2:
+                await self._drained()  # whoever asks faster than it reads the answers waits for itself
             try:
                 await self._follow(_client_frame.validate_json(text))
             except ValidationError:
