@@ -98,6 +98,11 @@ class Person:
         self.token = response.json()["access_token"]
         self.http.headers["Authorization"] = f"Bearer {self.token}"
 
+    async def logs_in(self) -> bool:
+        """Log in; for waiting until that works."""
+        await self.log_in()
+        return True
+
     async def offer(self, name: str = "Brass compass", price: float = 19.99) -> dict[str, Any]:
         """Create an item."""
         response = await self.http.post("/v1/items", json={"name": name, "price": price})
@@ -110,6 +115,17 @@ class Person:
         response = await self.http.get("/v1/notifications", params={"limit": 200})
         assert response.status_code == 200, response.text
         found: list[dict[str, Any]] = response.json()
+        return found
+
+    async def all_notifications(self) -> list[dict[str, Any]]:
+        """Return every own notification, page by page."""
+        found: list[dict[str, Any]] = []
+        url: str | None = "/v1/notifications?limit=200"
+        while url is not None:
+            response = await self.http.get(url)
+            assert response.status_code == 200, response.text
+            found += response.json()
+            url = response.links["next"]["url"] if "next" in response.links else None
         return found
 
     async def notified(self, kind: str, **data: object) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ class ItemCreated(Fact):
     type: ClassVar[str] = "items.item.created.v1"
 
     name: str = "Brass compass"
-    owner_id: int | None = 1
+    owner_id: int | None = None  # else the service would add a notification to the stream
     actor_id: int = 1
 
 
