@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import outbox
 from shared.times import utc_now
-from users import codes, service, sessions
+from users import codes, service, sessions, throttle
 from users.errors import EmailTaken
 from users.events import PasswordChanged, UserDeleted, UserUpdated
 from users.models import User
@@ -74,8 +74,8 @@ async def request_email_change(
     await codes.send(session, settings, user, purpose="change_email", email=email, key=key)
 
 
-async def confirm_email(session: AsyncSession, code: str) -> None:
-    """Verify the address that a code was mailed to; a new one becomes the account's.
+async def confirm_email(session: AsyncSession, code: str) -> int:
+    """Verify the address that a code was mailed to; a new one becomes the account's. Return the account's id.
 
     Raises:
         CodeInvalid: the code cannot be used.
@@ -93,9 +93,10 @@ async def confirm_email(session: AsyncSession, code: str) -> None:
         except IntegrityError:  # somebody else was faster by a moment
             raise EmailTaken from None
     elif user.email_key != redeemed.email_key:
-        return  # the address was changed meanwhile: there is nothing to verify any more
+        return user.id  # the address was changed meanwhile: there is nothing to verify any more
     user.email_verified = True
     await _updated(session, user)
+    return user.id
 
 
 async def request_password_reset(session: AsyncSession, settings: UsersSettings, email: str) -> None:
@@ -109,8 +110,10 @@ async def request_password_reset(session: AsyncSession, settings: UsersSettings,
 
 async def reset_password(
     session: AsyncSession, settings: UsersSettings, code: str, *, password_hash: str
-) -> None:
-    """Set a new password by a mailed code. All sessions end; the address counts as verified.
+) -> int:
+    """Set a new password by a mailed code, and return the account's id.
+
+    All sessions end; the address counts as verified; logins that had to wait after failures need not any more.
 
     Raises:
         CodeInvalid: the code cannot be used.
@@ -120,6 +123,8 @@ async def reset_password(
     if user.email_key == redeemed.email_key:
         user.email_verified = True
     await set_password(session, settings, user, password_hash=password_hash)
+    await throttle.forgive(session, settings, user.email)
+    return user.id
 
 
 async def set_password(

@@ -3,8 +3,9 @@
 from fastapi import APIRouter, Request
 
 from shared.auth import CurrentUser
-from shared.database import ReadSession, Session
-from users import account, service
+from shared.database import Database, ReadSession, Session
+from users import account, audit, service, throttle
+from users.clients import CurrentClient
 from users.passwords import Passwords
 from users.schemas import (
     AddressRequest,
@@ -14,6 +15,7 @@ from users.schemas import (
     UserPatch,
     UserRead,
 )
+from users.settings import UsersSettings
 
 router = APIRouter(prefix="/v1/users", tags=["account"])
 
@@ -34,33 +36,43 @@ async def patch_own_account(body: UserPatch, me: CurrentUser, session: Session) 
 
 
 @router.delete("/me", status_code=204, summary="Delete the own account")
-async def delete_own_account(me: CurrentUser, request: Request, session: Session) -> None:
+async def delete_own_account(
+    me: CurrentUser, request: Request, client: CurrentClient, session: Session
+) -> None:
     """Delete the account for good.
 
     Publishes `users.user.deleted.v1`: the person's items stay without an owner, notifications and mails are deleted.
     """
     await account.delete_account(session, request.app.state.settings, me.id)
+    await audit.record(session, "account.deleted", actor_id=me.id, subject_user_id=me.id, client=client)
 
 
 @router.post("/me/password", status_code=204, summary="Change the own password")
 async def change_own_password(
-    body: PasswordChange, me: CurrentUser, request: Request, session: Session
+    body: PasswordChange, me: CurrentUser, request: Request, client: CurrentClient, session: Session
 ) -> None:
     """Set a new password. All other sessions of the account end."""
-    password_hash = await service.change_password(
-        request.app.state.database,
-        request.app.state.passwords,
-        user_id=me.id,
-        current=body.current_password.get_secret_value(),
-        new=body.new_password.get_secret_value(),
-    )
+    settings: UsersSettings = request.app.state.settings
+    database: Database = request.app.state.database
+    async with database.reading() as reading:
+        email = (await service.get(reading, me.id)).email
+    # A stolen token must not be a way to guess the password at leisure.
+    async with throttle.guarding(database, settings, email=email, client=client):
+        password_hash = await service.change_password(
+            database,
+            request.app.state.passwords,
+            user_id=me.id,
+            current=body.current_password.get_secret_value(),
+            new=body.new_password.get_secret_value(),
+        )
     await account.set_password(
         session,
-        request.app.state.settings,
+        settings,
         await account.lock(session, me.id),
         password_hash=password_hash,
         keep_session=me.session_id,
     )
+    await audit.record(session, "password.changed", actor_id=me.id, subject_user_id=me.id, client=client)
 
 
 @router.post("/me/email", status_code=202, summary="Change the own address")
@@ -76,9 +88,10 @@ async def request_email_verification(body: AddressRequest, request: Request, ses
 
 
 @router.post("/verify-email/confirm", status_code=204, summary="Verify an address by its code")
-async def confirm_email(body: CodeConfirmation, session: Session) -> None:
+async def confirm_email(body: CodeConfirmation, client: CurrentClient, session: Session) -> None:
     """Use the code from the mail: the address is verified, and a new one becomes the account's."""
-    await account.confirm_email(session, body.code)
+    user_id = await account.confirm_email(session, body.code)
+    await audit.record(session, "email.confirmed", actor_id=user_id, subject_user_id=user_id, client=client)
 
 
 @router.post("/password-reset", status_code=202, summary="Ask for a code that sets a new password")
@@ -88,12 +101,15 @@ async def request_password_reset(body: AddressRequest, request: Request, session
 
 
 @router.post("/password-reset/confirm", status_code=204, summary="Set a new password by a code")
-async def confirm_password_reset(body: PasswordReset, request: Request, session: Session) -> None:
+async def confirm_password_reset(
+    body: PasswordReset, request: Request, client: CurrentClient, session: Session
+) -> None:
     """Use the code from the mail. All sessions of the account end."""
     passwords: Passwords = request.app.state.passwords
-    await account.reset_password(
+    user_id = await account.reset_password(
         session,
         request.app.state.settings,
         body.code,
         password_hash=await passwords.hash(body.new_password.get_secret_value()),
     )
+    await audit.record(session, "password.reset", actor_id=user_id, subject_user_id=user_id, client=client)

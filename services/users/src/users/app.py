@@ -13,8 +13,9 @@ from shared.errors import DatabaseUnavailable, StartupRefused
 from shared.relay import Relay
 from shared.revocations import verifying
 from shared.tasks import running
-from users import account_routes, service
+from users import account_routes, admin_routes, service
 from users.errors import PROBLEMS, PasswordBreached, PasswordTooCommon
+from users.housekeeping import keep_house
 from users.key_ring import KeyRing
 from users.passwords import Passwords
 from users.routes import router, well_known
@@ -33,7 +34,7 @@ def create_app(settings: UsersSettings) -> FastAPI:
         settings,
         title="Tollhouse users",
         summary="Accounts, access tokens and the keys that sign them.",
-        routers=(router, account_routes.router, well_known),
+        routers=(router, account_routes.router, admin_routes.router, well_known),
         lifespan=_lifespan,
         checks={"database": database.check_ready},
         problems=(*PROBLEMS, DatabaseUnavailable),
@@ -61,7 +62,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         relay = Relay(database, broker, service=settings.service)
         # Flushed after its task has ended and before the connections close.
         stack.push_async_callback(relay.flush)
-        await stack.enter_async_context(running(relay.run(), keys.follow()))
+        await stack.enter_async_context(running(relay.run(), keys.follow(), keep_house(database, settings)))
         yield
 
 

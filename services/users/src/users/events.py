@@ -1,9 +1,9 @@
 """Events that the users service publishes, none with an address, a password or a token; and the one command it sends."""
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from shared.events import Command, Event
-from users.models import User
+from users.models import AuditRow, User
 
 
 class _UserEvent(Event):
@@ -72,6 +72,41 @@ class SessionRevoked(Event):
         return 1
 
 
+class AuditRecorded(Event):
+    """A sensitive act was put on record: who did what to whose account, from where."""
+
+    type: ClassVar[str] = "users.audit.recorded.v1"
+
+    id: str
+    action: str
+    actor_id: int | None
+    subject_user_id: int | None
+    address: str | None
+    request_id: str | None
+    detail: dict[str, Any]
+
+    @classmethod
+    def of(cls, row: AuditRow) -> Self:
+        """Describe a record."""
+        return cls(
+            id=row.id,
+            action=row.action,
+            actor_id=row.actor_id,
+            subject_user_id=row.subject_user_id,
+            address=row.address,
+            request_id=row.request_id,
+            detail=row.detail,
+        )
+
+    def aggregate_id(self) -> str:
+        """Return the record's id."""
+        return self.id
+
+    def aggregate_version(self) -> int:
+        """Return 1: records do not change."""
+        return 1
+
+
 class SendMail(Command):
     """Asks notifications to mail somebody; `template` is one of theirs, `values` fill it in."""
 
@@ -96,6 +131,15 @@ EXAMPLES: tuple[Event, ...] = (
     UserDeleted(id=7, version=4),
     SessionRevoked(
         session_id="01942a60-7b85-7000-8000-000000000001", user_id=7, tokens_expire_at=1_767_323_945
+    ),
+    AuditRecorded(
+        id="01942a60-7b85-7000-8000-000000000003",
+        action="account.changed",
+        actor_id=1,
+        subject_user_id=7,
+        address="192.0.2.7",
+        request_id="01942a60-7b85-7000-8000-000000000004",
+        detail={"is_active": False},
     ),
     SendMail(
         id="01942a60-7b85-7000-8000-000000000002",

@@ -21,6 +21,8 @@ from shared.database import Database
 from shared.logs import get_logger
 from shared.times import utc_now
 from shared.tokens import LEEWAY
+from users import audit
+from users.clients import ITSELF, Client
 from users.keys import decrypt, new_signing_key
 from users.models import SigningKey
 from users.settings import UsersSettings
@@ -65,7 +67,9 @@ async def all_keys(session: AsyncSession) -> list[SigningKey]:
     )
 
 
-async def rotate(session: AsyncSession, settings: UsersSettings) -> SigningKey:
+async def rotate(
+    session: AsyncSession, settings: UsersSettings, *, by: int | None = None, client: Client = ITSELF
+) -> SigningKey:
     """Publish a key that takes over in `key_publication_lead` seconds; while one waits to, that one is returned."""
     await session.execute(select(func.pg_advisory_xact_lock(_KEYS_LOCK)))
     keys = await all_keys(session)
@@ -76,6 +80,7 @@ async def rotate(session: AsyncSession, settings: UsersSettings) -> SigningKey:
     key = new_signing_key(AESGCM(settings.encryption_key), signs_from=now + lead)
     session.add(key)
     await session.flush()
+    await audit.record(session, "key.rotated", actor_id=by, client=client, detail={"kid": key.kid})
     log.info("keys.rotated", kid=key.kid, signs_from=key.signs_from.isoformat())
     return key
 

@@ -5,13 +5,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Path, Request, Response
 
-from shared.auth import CurrentUser, requires
+from shared.auth import CurrentUser
 from shared.database import Database, ReadSession, Session
 from shared.errors import InvalidToken, UnsupportedMediaType
 from shared.text import Text
 from shared.times import utc_now
 from shared.tokens import Principal, TokenVerifier
-from users import account, service, sessions
+from users import account, audit, service, sessions, throttle
+from users.admin_routes import UsersAdmin
+from users.clients import Client, CurrentClient
 from users.errors import SessionNotFound, UnsupportedGrantType
 from users.key_ring import KeyInfo, KeyRing, all_keys, life, rotate
 from users.passwords import Passwords
@@ -25,21 +27,20 @@ from users.schemas import (
     UserCreate,
     UserRead,
 )
-from users.sessions import Client
 from users.settings import UsersSettings
 from users.tokens import issue_access_token
 
 router = APIRouter(prefix="/v1/users", tags=["users"])
 well_known = APIRouter(prefix="/.well-known", tags=["keys"])
 
-UsersAdmin = Annotated[Principal, requires("users:admin")]
-
 JWKS_MAX_AGE = 300
 FORM = "application/x-www-form-urlencoded"
 
 
 @router.post("", status_code=201, summary="Register")
-async def register_user(body: UserCreate, request: Request, session: Session) -> UserRead:
+async def register_user(
+    body: UserCreate, request: Request, client: CurrentClient, session: Session
+) -> UserRead:
     """Make an account. The first event about it reaches the person as a welcome notification."""
     passwords: Passwords = request.app.state.passwords
     user = await account.open_account(
@@ -48,6 +49,9 @@ async def register_user(body: UserCreate, request: Request, session: Session) ->
         email=body.email,
         password_hash=await passwords.hash(body.password.get_secret_value()),
         full_name=body.full_name,
+    )
+    await audit.record(
+        session, "account.registered", actor_id=user.id, subject_user_id=user.id, client=client
     )
     return UserRead.model_validate(user)
 
@@ -63,16 +67,13 @@ async def _form_only(request: Request) -> None:
         raise UnsupportedMediaType(f"Send {FORM}.")
 
 
-def _client(request: Request) -> Client:
-    """Say where a request comes from; the gateway overwrites what clients claim in X-Forwarded-For."""
-    forwarded = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
-    peer = request.client.host if request.client else None
-    return Client(label=request.headers.get("user-agent"), address=forwarded or peer)
-
-
 @router.post("/token", dependencies=[Depends(_form_only)], summary="Get an access token")
 async def create_token(
-    form: Annotated[TokenForm, Form()], request: Request, response: Response, session: Session
+    form: Annotated[TokenForm, Form()],
+    request: Request,
+    response: Response,
+    client: CurrentClient,
+    session: Session,
 ) -> TokenRead:
     """Log in with address and password, or go on with a refresh token (OAuth2, for first-party clients only).
 
@@ -82,17 +83,21 @@ async def create_token(
     database: Database = request.app.state.database
     match form.grant_type:
         case "password":
-            user = await service.authenticate(
-                database,
-                request.app.state.passwords,
-                email=form.username,
-                password=form.password.get_secret_value(),
-            )
+            async with throttle.guarding(database, settings, email=form.username, client=client):
+                user = await service.authenticate(
+                    database,
+                    request.app.state.passwords,
+                    email=form.username,
+                    password=form.password.get_secret_value(),
+                )
             scopes = service.granted_scopes(user, form.scope)
-            granted = await sessions.start(session, settings, user, scopes=scopes, client=_client(request))
+            granted = await sessions.start(session, settings, user, scopes=scopes, client=client)
+            await audit.record(
+                session, "login.succeeded", actor_id=user.id, subject_user_id=user.id, client=client
+            )
         case "refresh_token":
             token = form.refresh_token.get_secret_value()
-            granted = await sessions.refresh(database, settings, token, scope=form.scope)
+            granted = await sessions.refresh(database, settings, token, scope=form.scope, client=client)
         case _:
             raise UnsupportedGrantType
     response.headers["Cache-Control"] = "no-store"
@@ -111,17 +116,20 @@ async def create_token(
 
 
 @router.post("/token/revoke", dependencies=[Depends(_form_only)], summary="Revoke a token")
-async def revoke_token(form: Annotated[RevocationForm, Form()], request: Request) -> dict[str, str]:
+async def revoke_token(
+    form: Annotated[RevocationForm, Form()], request: Request, client: CurrentClient
+) -> dict[str, str]:
     """End the session that a refresh token or an access token belongs to (RFC 7009). Unknown tokens are no error."""
     settings: UsersSettings = request.app.state.settings
     database: Database = request.app.state.database
     verifier: TokenVerifier = request.app.state.verifier
     token = form.token.get_secret_value()
-    await sessions.revoke(database, settings, token)
+    await sessions.revoke(database, settings, token, client=client)
     with suppress(InvalidToken, SessionNotFound):
         principal = await verifier.verify(token)
         async with database.transaction() as session:
             await sessions.end(session, settings, principal.session_id, user_id=principal.id)
+            await _record_end(session, principal, client, session_id=principal.session_id)
     return {}
 
 
@@ -135,9 +143,12 @@ async def list_own_sessions(me: CurrentUser, session: ReadSession) -> list[Sessi
 
 
 @router.delete("/me/sessions", status_code=204, summary="End all own sessions")
-async def end_own_sessions(me: CurrentUser, request: Request, session: Session) -> None:
+async def end_own_sessions(
+    me: CurrentUser, request: Request, client: CurrentClient, session: Session
+) -> None:
     """Log out everywhere, here too."""
     await sessions.end_all(session, request.app.state.settings, user_id=me.id)
+    await _record_end(session, me, client)
 
 
 @router.delete("/me/sessions/{session_id}", status_code=204, summary="End one own session")
@@ -145,10 +156,18 @@ async def end_own_session(
     session_id: Annotated[Text, Path(max_length=64, description="The session's id.")],
     me: CurrentUser,
     request: Request,
+    client: CurrentClient,
     session: Session,
 ) -> None:
     """Log out one device. Its tokens are refused everywhere within a second."""
     await sessions.end(session, request.app.state.settings, session_id, user_id=me.id)
+    await _record_end(session, me, client, session_id=session_id)
+
+
+async def _record_end(session: Session, me: Principal, client: Client, **detail: str) -> None:
+    await audit.record(
+        session, "sessions.ended", actor_id=me.id, subject_user_id=me.id, client=client, detail=detail
+    )
 
 
 @router.get("/keys", summary="List the signing keys")
@@ -160,9 +179,11 @@ async def list_signing_keys(_: UsersAdmin, request: Request, session: ReadSessio
 
 
 @router.post("/keys/rotate", status_code=202, summary="Rotate the signing key")
-async def rotate_signing_key(_: UsersAdmin, request: Request, session: Session) -> SigningKeyRead:
+async def rotate_signing_key(
+    me: UsersAdmin, request: Request, client: CurrentClient, session: Session
+) -> SigningKeyRead:
     """Publish a new key, which takes over once every verifier has had the time to fetch it."""
-    key = await rotate(session, request.app.state.settings)
+    key = await rotate(session, request.app.state.settings, by=me.id, client=client)
     return _describe(KeyInfo(key, "published" if key.signs_from > utc_now() else "signing"))
 
 

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from shared.text import Email, Text
+from users.service import Scope
 
 PASSWORD_MIN, PASSWORD_MAX = 12, 128
 MAX_TOKEN = 4096
@@ -25,6 +26,10 @@ def _encodable(value: SecretStr) -> SecretStr:
     except UnicodeEncodeError:
         raise ValueError("must not contain lone surrogates") from None
     return value
+
+
+def _each_once(scopes: list[Scope]) -> list[Scope]:
+    return sorted(set(scopes))
 
 
 FullName = Annotated[Text, StringConstraints(max_length=200)]
@@ -112,6 +117,15 @@ class UserPatch(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"full_name": "Ada King"}]})
 
     full_name: FullName | MISSING | None = MISSING
+
+
+class UserAdminPatch(BaseModel):
+    """Changes to somebody's account as a JSON merge patch (RFC 7396): what is missing stays."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"is_active": False}]})
+
+    is_active: Annotated[bool, Field(strict=True)] | MISSING = MISSING
+    scopes: Annotated[list[Scope], Field(max_length=50), AfterValidator(_each_once)] | MISSING = MISSING
 
 
 class AddressRequest(BaseModel):

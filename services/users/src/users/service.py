@@ -1,6 +1,7 @@
 """What the users service decides. Entry points own the transactions."""
 
 from contextlib import suppress
+from typing import Literal, get_args
 
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -8,13 +9,23 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import outbox
 from shared.database import Database
+from users import audit
+from users.clients import ITSELF
 from users.errors import EmailTaken, InvalidCredentials, InvalidScope, UserNotFound
 from users.events import UserRegistered
 from users.models import User
 from users.passwords import Passwords
 
 DEFAULT_SCOPES = ("items:write", "notifications:read", "notifications:send")
-ADMIN_SCOPES = (*DEFAULT_SCOPES, "items:admin", "notifications:send_any", "users:admin")
+Scope = Literal[
+    "items:write",
+    "notifications:read",
+    "notifications:send",
+    "items:admin",
+    "notifications:send_any",
+    "users:admin",
+]
+ADMIN_SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 def email_key(email: str) -> str:
@@ -56,8 +67,15 @@ async def register(
 async def ensure_admin(session: AsyncSession, *, email: str, password_hash: str) -> None:
     """Make the first admin's account, unless the address has one."""
     with suppress(EmailTaken):  # by an earlier start, or by a replica that starts at the same time
-        await register(
+        user = await register(
             session, email=email, password_hash=password_hash, full_name="Administrator", scopes=ADMIN_SCOPES
+        )
+        await audit.record(
+            session,
+            "account.registered",
+            subject_user_id=user.id,
+            client=ITSELF,
+            detail={"scopes": user.scopes},
         )
 
 

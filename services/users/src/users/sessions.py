@@ -22,21 +22,14 @@ from shared.database import Database
 from shared.ids import new_id
 from shared.times import utc_now
 from shared.tokens import LEEWAY
+from users import audit
+from users.clients import Client
 from users.errors import InvalidGrant, InvalidScope, SessionNotFound
 from users.events import SessionRevoked
 from users.models import LoginSession, RefreshToken, User
 from users.settings import UsersSettings
 
 TOKEN_BYTES = 32
-MAX_LABEL = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """Where a request comes from, as the person may recognise it in the list of sessions."""
-
-    label: str | None
-    address: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +49,7 @@ async def start(
         id=new_id(),
         user_id=user.id,
         scopes=scopes,
-        label=client.label and client.label[:MAX_LABEL],
+        label=client.label,
         address=client.address,
         expires_at=utc_now() + timedelta(seconds=settings.session_ttl),
     )
@@ -67,7 +60,9 @@ async def start(
     return Granted(login, scopes, _encode(token))
 
 
-async def refresh(database: Database, settings: UsersSettings, refresh_token: str, *, scope: str) -> Granted:
+async def refresh(
+    database: Database, settings: UsersSettings, refresh_token: str, *, scope: str, client: Client
+) -> Granted:
     """Exchange a refresh token for its successor.
 
     In a transaction of its own: that a token was used twice must be remembered although the answer is an error.
@@ -77,14 +72,16 @@ async def refresh(database: Database, settings: UsersSettings, refresh_token: st
         InvalidScope: more was asked for than the session was granted.
     """
     async with database.transaction() as session:
-        granted = await _rotate(session, settings, _decode(refresh_token), wanted=set(scope.split()))
+        granted = await _rotate(
+            session, settings, _decode(refresh_token), wanted=set(scope.split()), client=client
+        )
     if granted is None:
         raise InvalidGrant
     return granted
 
 
 async def _rotate(
-    session: AsyncSession, settings: UsersSettings, token: bytes, *, wanted: set[str]
+    session: AsyncSession, settings: UsersSettings, token: bytes, *, wanted: set[str], client: Client
 ) -> Granted | None:
     # Both rows are locked: parallel refreshes of one family take turns.
     found = await session.execute(
@@ -117,10 +114,17 @@ async def _rotate(
     if in_grace and heir is not None and heir.used_at is None:
         return Granted(login, scopes, _encode(successor))
     await _end(session, settings, [login])
+    await audit.record(
+        session,
+        "token.reused",
+        subject_user_id=user.id,
+        client=client,
+        detail={"session_id": login.id},
+    )
     return None
 
 
-async def revoke(database: Database, settings: UsersSettings, refresh_token: str) -> None:
+async def revoke(database: Database, settings: UsersSettings, refresh_token: str, *, client: Client) -> None:
     """End the session that a refresh token belongs to (RFC 7009); an unknown token is no error."""
     try:
         digest = _digest(_decode(refresh_token))
@@ -133,8 +137,16 @@ async def revoke(database: Database, settings: UsersSettings, refresh_token: str
             .where(RefreshToken.digest == digest)
             .with_for_update(of=LoginSession)
         )
-        if login is not None:
+        if login is not None and login.revoked_at is None:
             await _end(session, settings, [login])
+            await audit.record(
+                session,
+                "sessions.ended",
+                actor_id=login.user_id,
+                subject_user_id=login.user_id,
+                client=client,
+                detail={"session_id": login.id},
+            )
 
 
 async def open_sessions(session: AsyncSession, user_id: int) -> Sequence[LoginSession]:
