@@ -37,7 +37,7 @@ from shared.tokens import Principal, TokenVerifier
 from shared.wire import Headers, RequestHead, ResponseHead
 
 UPLOAD_HELD: Final = 64 * 1024
-"""Bytes of a request body kept while its token is verified and its connection made; then the client must wait."""
+"""Bytes of a request body that are gathered before a connection to the service is taken, and kept until there is one."""
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -213,6 +213,7 @@ class Exchange:
         "_done",
         "_fields",
         "_flushed",
+        "_gathering",
         "_has_body",
         "_held",
         "_held_bytes",
@@ -256,6 +257,7 @@ class Exchange:
         self._has_body = head.chunked or bool(head.content_length)
         self._held: list[bytes] = []  # the body, as it goes to the service, until there is a connection
         self._held_bytes = 0
+        self._gathering = False
         self._received = 0
         self._retries = route.retries if head.method in IDEMPOTENT and not self._has_body else 0
         self._out: list[bytes] = []
@@ -341,7 +343,11 @@ class Exchange:
         self._request = b"".join(lines)
         if head.expects_continue and not client.body_complete:
             client.transport.write(_CONTINUE)
-        self._upstream.acquire(self)
+        # The service's connections are for requests that are there, not for clients that drip (SECURITY G7).
+        if client.body_complete or self._held_bytes > UPLOAD_HELD:
+            self._upstream.acquire(self)
+        else:
+            self._gathering = True
 
     def body(self, block: bytes, last: bool) -> None:
         """Take a piece of the request's body."""
@@ -359,7 +365,10 @@ class Exchange:
             return
         self._held.append(block)
         self._held_bytes += len(block)
-        if self._held_bytes > UPLOAD_HELD:
+        if self._gathering and (last or self._held_bytes > UPLOAD_HELD):
+            self._gathering = False
+            self._upstream.acquire(self)
+        if self._held_bytes > UPLOAD_HELD and self._connection is None:
             self.client.flow.pause_reading()
 
     def abandon(self) -> bool:
