@@ -1,5 +1,6 @@
 """Profile, verification, change of address, forgotten password and deletion, over HTTP on real servers."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -254,3 +255,22 @@ async def test_no_code_stays_in_the_outbox_or_the_log(
     await eventually(forgotten)
     output = capfd.readouterr()
     assert code not in output.out + output.err
+
+
+async def test_parallel_password_changes_have_versions_of_their_own(
+    client: httpx.AsyncClient, app: FastAPI
+) -> None:
+    await client.post("/v1/users", json=ADA)
+    await log_in(client)
+    change = {"current_password": ADA["password"], "new_password": "an entirely new one"}
+
+    answers = await asyncio.gather(*(client.post("/v1/users/me/password", json=change) for _ in range(4)))
+
+    changed = sum(answer.status_code == 204 for answer in answers)
+    async with app.state.database.reading() as session:
+        payloads = await session.scalars(
+            text("SELECT payload FROM outbox WHERE subject LIKE 'events.users.user.password_changed.%'")
+        )
+        versions = [json.loads(payload)["sequence"] for payload in payloads]
+    assert changed >= 1
+    assert len(set(versions)) == len(versions) == changed
