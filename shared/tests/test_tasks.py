@@ -1,6 +1,7 @@
 """Background work ends when it is told to, also when a library swallows the telling."""
 
 import asyncio
+import signal
 
 import pytest
 
@@ -30,7 +31,7 @@ async def test_work_that_swallows_a_cancellation_is_cancelled_again(monkeypatch:
 
 async def test_work_that_fails_asks_the_process_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     raised: list[int] = []
-    monkeypatch.setattr(tasks.signal, "raise_signal", raised.append)
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
 
     async def broken() -> None:
         raise ValueError
@@ -39,4 +40,4 @@ async def test_work_that_fails_asks_the_process_to_stop(monkeypatch: pytest.Monk
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
-    assert raised == [tasks.signal.SIGTERM]
+    assert raised == [signal.SIGTERM]
