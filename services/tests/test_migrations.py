@@ -1,6 +1,7 @@
-"""The migrations of notifications: they lead to the models, back again, and hold no lock that others queue behind."""
+"""The migrations of every service: they lead to the models, back again, and hold no lock that others queue behind."""
 
 import asyncio
+import base64
 import io
 import os
 import subprocess
@@ -21,10 +22,13 @@ from pytest_alembic.tests import (
 )
 from sqlalchemy import Engine, create_engine, make_url
 
+from items.settings import ItemsSettings
 from notifications.settings import NotificationsSettings
 from shared import migrations
 from shared.ids import new_id
+from shared.settings import DatabaseSettings
 from stack import postgres
+from users.settings import UsersSettings
 
 __all__ = [
     "test_model_definitions_match_ddl",
@@ -42,6 +46,15 @@ TOLERATED = (
 )
 
 
+@pytest.fixture(
+    params=[ItemsSettings, NotificationsSettings, UsersSettings], ids=lambda kind: str(kind.service)
+)
+def service(request: pytest.FixtureRequest) -> type[DatabaseSettings]:
+    """The settings of the service whose migrations are tested."""
+    kind: type[DatabaseSettings] = request.param
+    return kind
+
+
 @pytest.fixture
 def database_url(postgres_dsn: str) -> Iterator[str]:
     """An empty database with the role of the service."""
@@ -53,11 +66,9 @@ def database_url(postgres_dsn: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def alembic_config(database_url: str) -> Config:
+def alembic_config(service: type[DatabaseSettings], database_url: str) -> Config:
     """What pytest-alembic asks for by this name."""
-    settings = NotificationsSettings.model_construct(
-        database_url=SecretStr(database_url), migrations_dir=None
-    )
+    settings = service.model_construct(database_url=SecretStr(database_url), migrations_dir=None)
     return migrations.alembic_config(settings)
 
 
@@ -68,15 +79,16 @@ def alembic_engine(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-async def _migrate(database_url: str) -> tuple[int | None, str]:
+async def _migrate(service: str, database_url: str) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "notifications",
+        service,
         "migrate",
         env={
             **os.environ,
-            "NOTIFICATIONS_DATABASE_URL": database_url,
+            f"{service.upper()}_DATABASE_URL": database_url,
+            "USERS_KEY_ENCRYPTION_KEY": base64.b64encode(bytes(32)).decode(),
         },
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -85,8 +97,10 @@ async def _migrate(database_url: str) -> tuple[int | None, str]:
     return process.returncode, errors.decode()
 
 
-async def test_two_migrators_at_once_both_succeed(database_url: str) -> None:
-    outcomes = await asyncio.gather(_migrate(database_url), _migrate(database_url))
+async def test_two_migrators_at_once_both_succeed(service: type[DatabaseSettings], database_url: str) -> None:
+    outcomes = await asyncio.gather(
+        _migrate(service.service, database_url), _migrate(service.service, database_url)
+    )
 
     assert [code for code, _ in outcomes] == [0, 0], outcomes
     with psycopg.connect(database_url) as connection:
@@ -94,12 +108,12 @@ async def test_two_migrators_at_once_both_succeed(database_url: str) -> None:
 
 
 async def test_migrator_waits_for_another_one_longer_than_its_role_may_wait_for_locks(
-    database_url: str,
+    service: type[DatabaseSettings], database_url: str
 ) -> None:
     impatient = f"{database_url}?options=-clock_timeout%3D50ms%20-cstatement_timeout%3D50ms"
     with psycopg.connect(database_url, autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [migrations._MIGRATION_LOCK])
-        migrating = asyncio.create_task(_migrate(impatient))
+        migrating = asyncio.create_task(_migrate(service.service, impatient))
         waited = 0
         while waited < 5:  # five looks of 50 ms, all of them after the migrator has come to wait
             await asyncio.to_thread(other.execute, "SELECT pg_sleep(0.05)")
@@ -115,11 +129,11 @@ async def test_migrator_waits_for_another_one_longer_than_its_role_may_wait_for_
         assert await migrating == (0, "")
 
 
-async def test_database_that_cannot_be_reached_is_one_sentence() -> None:
-    code, errors = await _migrate("postgresql://nobody:hidden@127.0.0.1:1/nothing")
+async def test_database_that_cannot_be_reached_is_one_sentence(service: type[DatabaseSettings]) -> None:
+    code, errors = await _migrate(service.service, "postgresql://nobody:hidden@127.0.0.1:1/nothing")
 
     assert code == 1
-    assert errors.startswith("notifications: the database could not be migrated: ")
+    assert errors.startswith(f"{service.service}: the database could not be migrated: ")
     assert errors.count("\n") == 1
     assert "hidden" not in errors
 
