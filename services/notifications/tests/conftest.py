@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -14,9 +14,8 @@ from notifications.app import create_app
 from notifications.protocol import SocketProtocol
 from notifications.settings import NotificationsSettings
 from shared.broker import Broker
-from shared.events import Event, encode
+from shared.events import Event
 from shared.settings import Settings
-from shared.streams import EVENTS, ensure
 from shared.testing import TokenIssuer, serving
 
 
@@ -93,49 +92,9 @@ class _AnySettings(Settings):
     service: ClassVar[str] = "publisher"
 
 
-class Publisher:
-    """Publishes events as the other services would."""
-
-    def __init__(self, nats_server: Any) -> None:
-        self._nats_server = nats_server
-        self._brokers: dict[str, Broker] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for broker in self._brokers.values():
-            await broker.close()
-
-    async def _broker(self, user: str) -> Broker:
-        if user not in self._brokers:
-            broker = self._brokers[user] = Broker(_AnySettings(port=1, **self._nats_server.settings(user)))
-            broker.connect()
-            await broker.connected.wait()
-            await ensure(broker.js, EVENTS)
-        return self._brokers[user]
-
-    async def publish_raw(self, subject: str, payload: bytes) -> int:
-        """Publish what may be no event at all."""
-        broker = await self._broker(subject.split(".")[1])
-        return (await broker.js.publish(subject, payload)).seq
-
-    async def publish(self, event: Event, *, event_id: str | None = None) -> int:
-        """Publish an event; returns its sequence in the stream."""
-        outgoing = encode(event, event_id=event_id)
-        broker = await self._broker(event.type.split(".")[0])
-        return (await broker.js.publish(outgoing.subject, outgoing.payload)).seq
-
-
 @asynccontextmanager
 async def operator(nats_server: Any) -> AsyncIterator[Broker]:
     """Connect as who runs the system, who may do to the streams what no service may."""
     async with Broker(_AnySettings(port=1, **nats_server.settings("operator"))) as broker:
         await broker.connected.wait()
         yield broker
-
-
-@pytest.fixture
-async def publisher(nats_server: Any) -> AsyncIterator[Publisher]:
-    async with Publisher(nats_server) as publisher:
-        yield publisher

@@ -20,10 +20,9 @@ from shared.events import Command
 from shared.ids import new_id
 from shared.streams import DEAD, ensure
 from shared.testing import TokenIssuer, eventually
-from stack.testing import NATSServer
-from stack.testing import Publisher as CommandPublisher
+from stack.testing import NATSServer, Publisher
 
-from .conftest import Publisher, UserDeleted, UserRegistered
+from .conftest import UserDeleted, UserRegistered
 
 CODE = "pSqOH3uB1n0zP1Jm8QxR2w"
 
@@ -54,15 +53,13 @@ def test_every_template_has_text_and_html_with_the_code(template: Template) -> N
 @pytest.mark.integration
 async def test_a_command_becomes_one_mail_with_text_and_html(
     client: httpx.AsyncClient,
-    nats_server: NATSServer,
+    publisher: Publisher,
     settings: NotificationsSettings,
     token_issuer: TokenIssuer,
 ) -> None:
-    publisher = CommandPublisher(nats_server)
     command_id = new_id()
     for _ in range(2):
         await publisher.publish(SendMail(), event_id=command_id)
-    await publisher.close()
 
     [path] = await eventually(lambda: list(settings.mail_dir.glob("*.eml")))
     mail = _read(path)
@@ -91,14 +88,13 @@ def _read(path: Path) -> EmailMessage:
 async def test_a_command_that_cannot_be_followed_is_set_aside_without_its_secret(
     client: httpx.AsyncClient,  # noqa: ARG001  # the service runs
     nats_server: NATSServer,
+    publisher: Publisher,
     change: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("shared.consumer.MAX_DELIVERIES", 2)
     monkeypatch.setattr("shared.consumer.BACKOFF", (0.05,))
-    publisher = CommandPublisher(nats_server)
     await publisher.publish(SendMail(**change))
-    await publisher.close()
     settings = NotificationsSettings.model_construct(
         nats_url=nats_server.url,
         nats_user="operator",

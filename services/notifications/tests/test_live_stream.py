@@ -23,8 +23,9 @@ from notifications.settings import NotificationsSettings
 from shared.broker import Broker
 from shared.tasks import running
 from shared.testing import TokenIssuer, eventually, serving
+from stack.testing import Publisher
 
-from .conftest import ItemCreated, ItemUpdated, Publisher, UserRegistered, operator
+from .conftest import ItemCreated, ItemUpdated, UserRegistered, operator
 
 pytestmark = pytest.mark.integration
 

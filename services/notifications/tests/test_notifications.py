@@ -18,8 +18,9 @@ from shared import consumer
 from shared.broker import Broker
 from shared.ids import new_id
 from shared.testing import TokenIssuer, eventually, serving
+from stack.testing import Publisher
 
-from .conftest import Fact, ItemCreated, ItemDeleted, ItemUpdated, Publisher, UserRegistered, operator
+from .conftest import Fact, ItemCreated, ItemDeleted, ItemUpdated, UserRegistered, operator
 
 pytestmark = pytest.mark.integration
 

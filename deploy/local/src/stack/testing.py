@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import psycopg
 import pytest
@@ -177,10 +177,17 @@ class Publisher:
         self._nats_server = nats_server
         self._brokers: dict[str, Broker] = {}
 
-    async def close(self) -> None:
-        """Close the connections."""
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         for broker in self._brokers.values():
             await broker.close()
+
+    async def publish_raw(self, subject: str, payload: bytes) -> int:
+        """Publish what may be no event at all, as the service that its subject names."""
+        broker = await self._broker(subject.split(".")[1])
+        return (await broker.js.publish(subject, payload)).seq
 
     async def publish(self, event: Event, *, event_id: str | None = None) -> int:
         """Publish an event or a command; returns its sequence in the stream."""
@@ -202,9 +209,8 @@ class Publisher:
 @pytest.fixture
 async def publisher(nats_server: NATSServer) -> AsyncIterator[Publisher]:
     """Publishes events as other services would."""
-    publisher = Publisher(nats_server)
-    yield publisher
-    await publisher.close()
+    async with Publisher(nats_server) as publisher:
+        yield publisher
 
 
 @pytest.fixture
