@@ -77,7 +77,7 @@ class Waiting:
         self.result.set_result(connection)
 
     def failed(self, problem: Exception, *, unseen: bool) -> None:
-        assert unseen
+        assert not unseen
         self.result.set_exception(problem)
 
     def response_head(self, head: ResponseHead) -> None:  # noqa: ARG002

@@ -7,6 +7,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from gateway.testing import OK, OPTIONS, Gateway, GatewayFactory, ImpatientProtocol, Peer, Script, answer_ok
+from gateway.upstream import UpstreamConnection
+from shared.deadlines import NEVER
+from shared.errors import Problem
 from shared.testing import TokenIssuer, eventually
 from shared.testing_wire import RawConnection, raw_connection
 
@@ -384,6 +387,35 @@ async def test_slow_client_pauses_the_service(start: GatewayFactory) -> None:
         assert len((await raw.response()).body) == size
 
 
+async def test_client_that_asks_on_and_takes_nothing_piles_nothing_up(start: GatewayFactory) -> None:
+    body = b"x" * 100_000
+    gateway = await start(always(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body))
+    asked = 300
+    async with gateway.connect() as raw:
+        raw.reader._limit = 10_000  # type: ignore[attr-defined]  # what a StreamReader takes before it pauses
+        await raw.send(get(b"/open") * asked)
+        await eventually(lambda: len(gateway.upstream.requests) > 0)
+        before = -1
+        while before != len(gateway.upstream.requests):  # until nothing moves any more
+            before = len(gateway.upstream.requests)
+            await asyncio.sleep(0.1)
+        assert before < asked // 2
+        for _ in range(asked):
+            assert (await raw.response()).body == body
+
+
+async def test_g7_client_that_pipelines_and_takes_nothing_is_cut_off(start: GatewayFactory) -> None:
+    body = b"x" * 100_000
+    gateway = await start(
+        always(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body),
+        protocol=ImpatientProtocol,
+    )
+    async with gateway.connect() as raw:
+        raw.reader._limit = 10_000  # type: ignore[attr-defined]
+        await raw.send(get(b"/open") * 300)
+        await eventually(lambda: gateway.app.state.proxy.meters.clients == 0)
+
+
 async def test_slow_service_pauses_the_client(start: GatewayFactory) -> None:
     size = 30_000_000
     go_on = asyncio.Event()
@@ -643,6 +675,65 @@ async def test_service_that_only_times_out_is_left_alone_and_then_probed(start: 
     assert await ask() == (200, None)
 
 
+async def test_clients_that_are_slow_themselves_do_not_open_the_breaker(start: GatewayFactory) -> None:
+    """Uploads that outlast the deadline of the whole request, while the service would have read on."""
+    gateway = await start(options={"breaker_failures": 1})
+    async with gateway.connect() as raw, gateway.connect() as other:
+        await raw.send(post(b"/brief", b"x" * 100_000, fields=b"Content-Length: 1000000\r\n"))
+        answer = await raw.response()
+        assert (answer.status, answer.json()["code"], answer.field("connection")) == (
+            408,
+            "request_timeout",
+            "close",
+        )
+        await other.send(get(b"/open"))
+        assert (await other.response()).status == 200
+    await eventually(lambda: gateway.upstream.open == gateway.pool.connections == gateway.pool.idle)
+
+
+async def test_service_that_does_not_read_an_upload_is_a_service_that_fails(start: GatewayFactory) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await asyncio.Event().wait()
+
+    gateway = await start(script, options={"breaker_failures": 1})
+    async with gateway.connect() as raw, gateway.connect() as other:
+        sending = asyncio.create_task(
+            raw.send(post(b"/big", b"x" * 20_000_000, fields=b"Content-Length: 30000000\r\n"))
+        )
+        answer = await raw.response()
+        assert (answer.status, answer.json()["code"]) == (504, "upstream_timeout")
+        sending.cancel()
+        await other.send(get(b"/open"))
+        assert (await other.response()).json()["code"] == "upstream_unavailable"
+
+
+class Ending(asyncio.Future[str]):
+    """A request whose end alone is of interest."""
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        connection.begin(self, post(b"/", b"x" * 20_000_000), is_head=False, complete=True, until=NEVER)
+
+    def failed(self, problem: Problem, *, unseen: bool) -> None:  # noqa: ARG002
+        self.set_result(problem.code)
+
+    def flush(self, head: object = None) -> None:
+        """What comes does not matter."""
+
+    response_head = response_body = pause_body = resume_body = response_complete = flush
+
+
+async def test_first_byte_is_due_also_where_the_way_to_the_service_was_full(start: GatewayFactory) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await asyncio.Event().wait()
+
+    gateway = await start(script)
+    ending = Ending()
+    gateway.pool.acquire(ending)
+    assert await asyncio.wait_for(ending, 20) == "upstream_timeout"
+
+
 async def _is(asking: Awaitable[object], expected: object) -> bool:
     return await asking == expected
 
@@ -715,6 +806,7 @@ async def test_a_request_does_not_wait_for_ever_for_a_connection(start: GatewayF
         await eventually(lambda: gateway.upstream.requests)
         await waiting.send(get(b"/open"))
         assert (await waiting.response()).json()["code"] == "upstream_overloaded"
+    assert gateway.pool.retries.made == 0  # to ask again would be to wait again
 
 
 async def test_clients_that_leave_cancel_their_requests_and_free_their_places(

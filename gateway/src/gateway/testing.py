@@ -225,6 +225,13 @@ auth = "none"
 body_limit = 100000000
 
 [[routes]]
+prefix = "/brief"
+upstream = "scripted"
+auth = "none"
+body_limit = 100000000
+timeout = 0.5
+
+[[routes]]
 prefix = "/closed"
 upstream = "scripted"
 auth = "required"

@@ -16,6 +16,7 @@ from gateway.errors import UpstreamFailed, UpstreamOverloaded, UpstreamTimeout, 
 from gateway.resilience import Breaker, RetryBudget
 from gateway.routes import UpstreamSettings
 from shared.deadlines import NEVER, Sweep
+from shared.edge import RequestTimeout
 from shared.errors import Problem
 from shared.logs import get_logger
 from shared.wire import ChunkedBody, ResponseHead, WireError, find_head_end, parse_response_head
@@ -54,7 +55,11 @@ class Consumer(Protocol):
         """All that has arrived so far was delivered."""
 
     def failed(self, problem: Problem, *, unseen: bool) -> None:
-        """There will be no (complete) response. `unseen`: the service sent nothing, so a retry cannot be noticed."""
+        """There will be no (complete) response.
+
+        `unseen`: the connection broke before anything came, so another may do and a retry cannot be noticed. Where the
+        pool itself has nothing to offer (its queue, its breaker, no replica that can be reached), it would wait twice.
+        """
 
     def pause_body(self) -> None:
         """The service does not read as fast as the client sends."""
@@ -122,7 +127,7 @@ class Upstream:
         if not self.breaker.admits(now):
             wait = self.breaker.retry_after(now)
             detail = f"The service {self.name} has not answered lately."
-            consumer.failed(UpstreamUnavailable(detail, retry_after=math.ceil(wait)), unseen=True)
+            consumer.failed(UpstreamUnavailable(detail, retry_after=math.ceil(wait)), unseen=False)
             return
         if not fresh:
             self.retries.deposit()
@@ -140,7 +145,7 @@ class Upstream:
             self._waiting.append((now + self.settings.queue_timeout, consumer))
             self._watch_queue()
         else:
-            consumer.failed(UpstreamOverloaded(), unseen=True)
+            consumer.failed(UpstreamOverloaded(), unseen=False)
 
     def withdraw(self, consumer: Consumer) -> None:
         """`consumer` waits no longer, if it did."""
@@ -185,14 +190,14 @@ class Upstream:
         for connection in list(self._connections):
             connection.close()
         for _, consumer in self._waiting:
-            consumer.failed(UpstreamUnavailable(), unseen=True)
+            consumer.failed(UpstreamUnavailable(), unseen=False)
         self._waiting.clear()
         self._watch_queue()
 
     def expire(self, now: float) -> None:
         """Refuse those who have waited too long."""
         while self._waiting and self._waiting[0][0] <= now:
-            self._waiting.popleft()[1].failed(UpstreamOverloaded(), unseen=True)
+            self._waiting.popleft()[1].failed(UpstreamOverloaded(), unseen=False)
         self._watch_queue()
 
     def _watch_queue(self) -> None:
@@ -224,7 +229,7 @@ class Upstream:
             raise
         except UpstreamUnavailable as problem:
             self._connections.discard(connection)
-            consumer.failed(problem, unseen=True)
+            consumer.failed(problem, unseen=False)
             self._serve_waiting()
         else:
             self.sweep.add(connection)
@@ -271,6 +276,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._left = 0
         self._chunks: ChunkedBody | None = None
         self._request_complete = False
+        self._full = False
         self._paused = False
         self._seen = False
         self._keep_alive = False
@@ -370,18 +376,29 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if self._consumer is not None:
+            self._full = True
             self._due_in(self.settings.idle_timeout)
             self._consumer.pause_body()
 
     def resume_writing(self) -> None:
-        if self._consumer is not None:
+        self._full = False
+        if self._consumer is None:
+            return
+        if not self._request_complete:
             self.deadline = self._until
-            self._consumer.resume_body()
+        elif self._expects == _HEAD:
+            self._due_in(self.settings.first_byte_timeout)
+        self._consumer.resume_body()
 
     def expire(self, now: float) -> None:
         """What was waited for has not come."""
         if self._consumer is None:
             self.close()
+        elif self._expects == _HEAD and not self._request_complete and not self._full:
+            # The service waits for the client, as we do: it has failed nobody.
+            consumer = self._consumer
+            self.close()
+            consumer.failed(RequestTimeout("The request did not come to its end in time."), unseen=False)
         else:
             detail = (
                 "The service did not answer in time." if now < self._until else "The request took too long."

@@ -149,6 +149,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """When the first byte of the current request came (perf_counter)."""
         self._reading = _HEAD
         self._held = b""
+        self._owes_reading = False  # the next request waits until the client has taken the last response
         self._cycle_begun = False
         self._body_left = 0
         self._chunked: ChunkedBody | None = None
@@ -360,6 +361,14 @@ class EdgeProtocol(HttpToolsProtocol):
         if not keep_alive or self._reading != _HELD:
             self.close_after_response()
             return
+        if self.flow.write_paused:
+            # Else a client that sends requests and takes no answers would have them all piled up here.
+            self._owes_reading = True
+            self.deadline = self.loop.time() + self.limits.write_stall
+            return
+        self._next_request()
+
+    def _next_request(self) -> None:
         self._reading = _HEAD
         self.flow.resume_reading()
         wait = DRAIN_IDLE_SECONDS if self.draining else self.timeout_keep_alive
@@ -396,7 +405,10 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._reading == _HELD:
+        if self._owes_reading:
+            self._owes_reading = False
+            self._next_request()
+        elif self._reading == _HELD:
             self.deadline = NEVER
 
     # ASGI
