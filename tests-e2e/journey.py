@@ -22,6 +22,7 @@ ADMIN_PASSWORD = "the admin's password"
 
 
 _PORTS = {"gateway": 8000, "users": 8001, "items": 8002, "notifications": 8003}
+_METRICS_PORT = 8090
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class System:
     def socket_url(self) -> str:
         """Where the live stream is."""
         return self.url.replace("http", "ws", 1) + "/v1/ws"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where the embedded gateway answers with its metrics: on a port of its own, not open to clients."""
+        return (
+            f"http://127.0.0.1:{int(self.url.rpartition(':')[2]) - _PORTS['gateway'] + _METRICS_PORT}/metrics"
+        )
 
     def pid(self, process: str) -> int:
         """Return the pid of a process of the embedded stack."""

@@ -118,6 +118,18 @@ async def test_errors_and_headers_are_the_same_everywhere(system: System) -> Non
             assert len(answer.headers.get_list("x-process-time-ms")) == 1
 
 
+async def test_the_gateways_metrics_count_what_was_asked(embedded: System, ada: Person) -> None:
+    async def counted() -> float:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            page = (await client.get(embedded.metrics_url)).text
+        series = 'gateway_requests_total{route="/v1/items",method="GET",status="200"} '
+        return sum(float(line.removeprefix(series)) for line in page.splitlines() if line.startswith(series))
+
+    before = await counted()
+    assert (await ada.http.get("/v1/items")).status_code == 200
+    assert await counted() == before + 1
+
+
 async def test_a_trailing_slash_makes_no_difference(ada: Person) -> None:
     item = await ada.offer()
     for path in ("/v1/items/", f"/v1/items/{item['id']}/", "/v1/users/me/", "/health/"):

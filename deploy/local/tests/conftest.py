@@ -28,6 +28,7 @@ PORTS = (
     settings.USERS,
     settings.ITEMS,
     settings.NOTIFICATIONS,
+    settings.METRICS,
     settings.NATS,
     settings.POSTGRES,
 )

@@ -1,5 +1,6 @@
 """Options, credentials and what is looked at before anything starts."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from shared.testing import free_port
-from stack import credentials, preflight
+from stack import credentials, preflight, probes
 from stack.errors import StackError
+from stack.services import TOLLHOUSE, environment
 from stack.settings import StackSettings, help_text
 
 ROOT = Path(__file__).parents[3]
@@ -31,6 +33,11 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ({"GATEWAY_PORT": "many"}, r"GATEWAY_PORT=many: .*integer"),
         ({"PORT_OFFSET": "60000"}, "out of the range"),
         ({"PORT_OFFSET": "-8000"}, "out of the range"),
+        ({"GATEWAY_PORT": "8001"}, "GATEWAY_PORT 8001 is the port of another part"),
+        (
+            {"GATEWAY_METRICS_PORT": "8000"},
+            "GATEWAY_METRICS_PORT 8000 is the port of another part",
+        ),
         ({"WORKERS": "0"}, "WORKERS=0: .*greater than or equal to 1"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT=xml: "),
     ],
@@ -53,10 +60,52 @@ def test_the_example_file_and_the_help_list_every_option_with_its_default() -> N
         assert line in shown
 
 
-def test_an_address_for_everybody_is_reached_on_loopback(tmp_path: Path) -> None:
-    assert (
-        StackSettings.load({"GATEWAY_BIND_HOST": "0.0.0.0"}, tmp_path).gateway_url == "http://127.0.0.1:8000"
-    )
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("192.0.2.1", "http://192.0.2.1:8000"),
+    ],
+)
+def test_an_address_for_everybody_is_reached_on_loopback(host: str, url: str, tmp_path: Path) -> None:
+    assert StackSettings.load({"GATEWAY_BIND_HOST": host}, tmp_path).gateway_url == url
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::", "0.0.0.0"])
+async def test_the_probe_finds_a_gateway_on_any_address(host: str) -> None:
+    asked = []
+
+    async def ready(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    port = free_port()
+    async with await asyncio.start_server(ready, host, port):
+        assert await probes.http_ready(host, port)()
+    authority = f"[::1]:{port}" if ":" in host else f"127.0.0.1:{port}"
+    assert f"\r\nHost: {authority}\r\n".encode() in asked[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "port"),
+    [
+        ({}, "8090"),
+        ({"PORT_OFFSET": "7"}, "8097"),
+        ({"GATEWAY_METRICS_PORT": "9100"}, "9100"),
+        ({"GATEWAY_METRICS_PORT": "0"}, ""),
+    ],
+)
+def test_the_gateway_is_told_where_to_answer_for_metrics(
+    variables: dict[str, str], port: str, tmp_path: Path
+) -> None:
+    options = StackSettings.load(variables, tmp_path)
+    passwords = {f"nats.{service.name}": "" for service in TOLLHOUSE.services}
+    told = environment(TOLLHOUSE.services[-1], TOLLHOUSE, options, passwords, None)
+    assert told["GATEWAY_METRICS_PORT"] == port
+    assert options.metrics_url == (f"http://127.0.0.1:{port}/metrics" if port else None)
 
 
 def test_credentials_are_made_once_and_closed_to_others(tmp_path: Path) -> None:

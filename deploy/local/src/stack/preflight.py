@@ -114,8 +114,9 @@ def _listening_fails(host: str, port: int) -> OSError | None:
 def _port_problem(name: str, host: str, port: int, failure: OSError) -> str:
     if failure.errno == errno.EADDRINUSE:
         way_out = "stop it, or move every port with PORT_OFFSET=100"
-        if name == "gateway":
-            way_out += ", or only this one with GATEWAY_PORT"
+        option = {"gateway": "GATEWAY_PORT", "metrics": "GATEWAY_METRICS_PORT"}.get(name)
+        if option is not None:
+            way_out += f", or only this one with {option}"
         return f"Port {port} ({name}) is in use{_listener(port)}: {way_out}."
     if failure.errno == errno.EACCES:
         return f"Port {port} ({name}) needs root: choose one above 1023."

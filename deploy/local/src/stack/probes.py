@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from stack.settings import reachable
+
 Probe = Callable[[], Awaitable[bool]]
 
 TIMEOUT = 5.0
@@ -21,7 +23,8 @@ def blocking(check: Callable[[], bool]) -> Probe:
 
 def http_ready(host: str, port: int) -> Probe:
     """Whether `GET /health/ready` answers 200."""
-    target = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
+    target = reachable(host)
+    authority = f"[{target}]:{port}" if ":" in target else f"{target}:{port}"
 
     async def probe() -> bool:
         with suppress(OSError, TimeoutError, ValueError):  # ValueError: what answers is no HTTP
@@ -29,7 +32,7 @@ def http_ready(host: str, port: int) -> Probe:
                 reader, writer = await asyncio.open_connection(target, port)
                 try:
                     writer.write(
-                        f"GET /health/ready HTTP/1.1\r\nHost: {target}:{port}\r\nConnection: close\r\n\r\n".encode()
+                        f"GET /health/ready HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n".encode()
                     )
                     status = await reader.readline()
                     return status.split(b" ")[1:2] == [b"200"]

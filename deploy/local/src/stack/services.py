@@ -114,6 +114,9 @@ def environment(
         "NATS_PASSWORD": credentials[f"nats.{spec.name}"],
         "JWKS_URL": f"http://127.0.0.1:{settings.port(ports.USERS)}/.well-known/jwks.json",
     }
+    if spec.name == GATEWAY:
+        metrics_port = settings.gateway_metrics_port
+        assigned["METRICS_PORT"] = str(settings.port(metrics_port)) if metrics_port else ""
     if database_url is not None:
         assigned["DATABASE_URL"] = database_url
     values = {**urls, **credentials, "data_dir": str(settings.data_dir)}

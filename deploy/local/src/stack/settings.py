@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stack.errors import StackError
 
-GATEWAY, USERS, ITEMS, NOTIFICATIONS, NATS, POSTGRES = 8000, 8001, 8002, 8003, 14222, 15432
+GATEWAY, USERS, ITEMS, NOTIFICATIONS, METRICS, NATS, POSTGRES = 8000, 8001, 8002, 8003, 8090, 14222, 15432
 """Ports before PORT_OFFSET. All lie below 32768, where outgoing connections take theirs."""
 
 HIGHEST_PORT = 65535
@@ -33,7 +33,13 @@ class StackSettings(BaseModel):
     )
     port_offset: int = Field(0, description="Added to every port, so that two stacks run side by side.")
     gateway_bind_host: str = Field(
-        "127.0.0.1", description="Address the gateway listens on; 0.0.0.0 opens it to the network."
+        "127.0.0.1", description="Address the gateway listens on; 0.0.0.0 or :: opens it to the network."
+    )
+    gateway_metrics_port: int = Field(
+        METRICS,
+        ge=0,
+        le=HIGHEST_PORT,
+        description="Port of the gateway's GET /metrics on 127.0.0.1, before PORT_OFFSET; 0 for none.",
     )
     workers: int = Field(
         1, ge=1, le=64, description="Processes per service; GATEWAY_WORKERS, ITEMS_WORKERS … for one."
@@ -53,11 +59,15 @@ class StackSettings(BaseModel):
 
     @model_validator(mode="after")
     def _ports_exist(self) -> Self:
-        bases = (self.gateway_port, USERS, ITEMS, NOTIFICATIONS, NATS, POSTGRES)
+        chosen = {"GATEWAY_METRICS_PORT": self.gateway_metrics_port} if self.gateway_metrics_port else {}
+        chosen["GATEWAY_PORT"] = self.gateway_port
+        fixed = (USERS, ITEMS, NOTIFICATIONS, NATS, POSTGRES)
+        bases = (*fixed, *chosen.values())
         if not all(1 <= self.port(base) <= HIGHEST_PORT for base in bases):
             raise ValueError("PORT_OFFSET moves a port out of the range 1 to 65535")
-        if self.gateway_port in bases[1:]:
-            raise ValueError(f"GATEWAY_PORT {self.gateway_port} is the port of another part of the system")
+        for name, base in chosen.items():
+            if bases.count(base) > 1:
+                raise ValueError(f"{name} {base} is the port of another part of the system")
         return self
 
     def port(self, base: int) -> int:
@@ -67,8 +77,14 @@ class StackSettings(BaseModel):
     @property
     def gateway_url(self) -> str:
         """Where a client on this machine finds the gateway."""
-        host = "127.0.0.1" if self.gateway_bind_host == "0.0.0.0" else self.gateway_bind_host  # noqa: S104
-        return f"http://{host}:{self.port(self.gateway_port)}"
+        host = reachable(self.gateway_bind_host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port(self.gateway_port)}"
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where Prometheus on this machine finds the gateway's metrics."""
+        base = self.gateway_metrics_port
+        return f"http://127.0.0.1:{self.port(base)}/metrics" if base else None
 
     @classmethod
     def load(cls, environment: Mapping[str, str], folder: Path) -> Self:
@@ -86,6 +102,11 @@ class StackSettings(BaseModel):
         except ValidationError as failure:
             raise StackError(" ".join(_explain(failure))) from None
         return settings.model_copy(update={"data_dir": (folder / settings.data_dir.expanduser()).resolve()})
+
+
+def reachable(bind_host: str) -> str:
+    """Where something that listens on `bind_host` is reached from this machine: "any address" is none to call."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind_host, bind_host)  # noqa: S104
 
 
 def help_text() -> str:

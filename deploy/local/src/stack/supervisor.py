@@ -271,6 +271,8 @@ class Supervisor:
             self._options.gateway_bind_host,
             self._options.port(self._options.gateway_port),
         )
+        if self._options.gateway_metrics_port:
+            listed["metrics"] = ("127.0.0.1", self._options.port(self._options.gateway_metrics_port))
         listed["nats"] = ("127.0.0.1", self._options.port(ports.NATS))
         listed["postgres"] = ("127.0.0.1", self._options.port(ports.POSTGRES))
         return listed
@@ -310,6 +312,7 @@ Tollhouse is ready after {seconds} s.
 
   gateway      {url}
   API docs     {url}/docs
+  metrics      {options.metrics_url or "none"}
   PostgreSQL   127.0.0.1:{options.port(ports.POSTGRES)}
   NATS         127.0.0.1:{options.port(ports.NATS)}
   data         {options.data_dir} (mails in mail, passwords in credentials.json)
