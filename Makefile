@@ -3,10 +3,10 @@
 
 BIN := .venv/bin
 PACKAGES := gateway items notifications shared stack users
-SOURCES := contracts docs/examples gateway shared services deploy/local tests-e2e
+SOURCES := bench contracts docs/examples gateway shared services deploy/local tests-e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-unit test-integration test-e2e test-soak lint format contracts lock clean
+.PHONY: help run dev test test-unit test-integration test-e2e test-soak bench lint format contracts lock clean
 
 help: ## List the targets
 	@echo "Tollhouse: FastAPI services behind one gateway."
@@ -38,6 +38,10 @@ test-e2e: .venv/.synced ## Run the journeys through the gateway
 
 test-soak: .venv/.synced ## Run the long drills
 	@$(BIN)/pytest -m soak
+
+bench: .venv/.synced ## Measure the system beside its peers; NAME=proxied_get_jwt for one row
+	@$(BIN)/uv sync --frozen --quiet --group bench
+	@$(BIN)/python -m bench $(NAME) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 lint: .venv/.synced ## Check style, formatting, types and import rules
 	@$(BIN)/ruff check .

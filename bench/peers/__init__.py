@@ -1,0 +1,1 @@
+"""The peers: how each is set up and started."""

@@ -1,0 +1,127 @@
+"""The arithmetic of the harness, and that what is committed is what it says."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import cast
+
+import pytest
+from bench import documentation, results, runner
+from bench.model import BenchError, Benchmark, Figure, Party
+from bench.results import Result, compare, load, merge, save
+from bench.rows import BENCHMARKS
+from bench.workbench import Workbench
+
+RATE = Figure("rate", "requests/s", "higher", "how many")
+DELAY = Figure("delay", "ms", "lower", "how long")
+
+
+def row(name: str, peer: str, ratio: float = 1.0) -> Result:
+    return Result(name, "gateway", peer, ratio, ratio, 1.0, "requests/s", "higher", 3)
+
+
+def test_a_row_compares_medians_whatever_single_rounds_say() -> None:
+    result = compare(RATE, "gateway", [30.0, 10.0, 1000.0], "envoy", [20.0, 1.0, 21.0])
+    assert result == Result("rate", "gateway", "envoy", 1.5, 30.0, 20.0, "requests/s", "higher", 3)
+
+
+def test_measuring_one_figure_again_leaves_the_others() -> None:
+    before = [row("a", "envoy"), row("a", "nginx"), row("b", "envoy")]
+    assert merge(before, [row("a", "envoy", 2.0)]) == [row("b", "envoy"), row("a", "envoy", 2.0)]
+
+
+def test_results_survive_the_file(tmp_path: Path) -> None:
+    rows = [row("a", "envoy"), row("b", "nginx", 0.5)]
+    save(rows, tmp_path / "results.json")
+    assert load(tmp_path / "results.json") == rows
+    assert load(tmp_path / "none.json") == []
+
+
+class Bench:
+    """Stands in for a workbench: only its seconds matter here."""
+
+    seconds = 4.0
+
+
+def test_everybody_is_measured_in_turn_and_the_first_round_does_not_count() -> None:
+    order: list[tuple[str, float]] = []
+    bench = Bench()
+
+    def party(name: str) -> Party:
+        def measure() -> Mapping[str, float]:
+            order.append((name, bench.seconds))
+            return {"rate": float(len(order))}
+
+        return Party(name, measure)
+
+    benchmark = Benchmark("b", "", (RATE, DELAY), lambda _: _never())
+    samples = runner.measure(benchmark, [party("a"), party("b")], cast("Workbench", bench), 2)
+    assert order == [("a", 1.0), ("b", 1.0), ("a", 4.0), ("b", 4.0), ("b", 4.0), ("a", 4.0)]
+    assert samples == {"a": {"rate": [3.0, 6.0]}, "b": {"rate": [4.0, 5.0]}}
+
+
+class _never:  # noqa: N801
+    def __enter__(self) -> list[Party]:
+        raise AssertionError
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        raise AssertionError
+
+
+def test_figures_that_only_one_side_has_make_no_row() -> None:
+    benchmark = Benchmark("b", "", (RATE, DELAY), lambda _: _never())
+    samples = {"gateway": {"rate": [1.0], "delay": [2.0]}, "a": {"rate": [2.0]}, "b": {"delay": [1.0]}}
+    rows = runner.compared(benchmark, ["gateway", "a", "b"], samples)
+    assert [(result.name, result.peer, result.ratio) for result in rows] == [
+        ("rate", "a", 0.5),
+        ("delay", "b", 2.0),
+    ]
+    with pytest.raises(BenchError, match="other"):
+        runner.compared(benchmark, ["gateway"], {"gateway": {"other": [1.0]}})
+
+
+def test_names_of_benchmarks_and_figures_are_unambiguous() -> None:
+    names = [figure.name for benchmark in BENCHMARKS for figure in benchmark.figures]
+    assert len(names) == len(set(names))
+    assert len({benchmark.name for benchmark in BENCHMARKS}) == len(BENCHMARKS)
+    for benchmark in BENCHMARKS:
+        assert [b.name for b in BENCHMARKS if b.gives(benchmark.name)] == [benchmark.name]
+
+
+def test_committed_results_have_the_documented_shape() -> None:
+    rows = json.loads(results.RESULTS.read_text())
+    assert rows
+    assert len({(row["name"], row["peer"]) for row in rows}) == len(rows)
+    known = {figure.name: figure for benchmark in BENCHMARKS for figure in benchmark.figures}
+    for one in rows:
+        assert list(one) == [field.name for field in fields(Result)]
+        figure = known[one["name"]]
+        assert (one["unit"], one["better"]) == (figure.unit, figure.better)
+        assert one["rounds"] >= 3
+        assert one["ratio"] == pytest.approx(one["subject_median"] / one["peer_median"], rel=0.01, abs=0.001)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.name)
+def test_committed_rows_are_made_of_committed_samples(benchmark: Benchmark) -> None:
+    path = results.EVIDENCE / f"{benchmark.name}.json"
+    if not path.exists():
+        assert not [
+            result for result in load() if any(result.name == figure.name for figure in benchmark.figures)
+        ]
+        return
+    evidence = json.loads(path.read_text())
+    samples = {name: party["samples"] for name, party in evidence["parties"].items()}
+    made = runner.compared(benchmark, list(samples), samples)
+    assert made == [result for result in load() if result.name in {one.name for one in made}]
+    assert all(median(values) > 0 for party in samples.values() for values in party.values())
+
+
+def test_documentation_says_what_the_results_say() -> None:
+    document = documentation.DOCUMENT.read_text()
+    assert document == documentation.between(document, documentation.markdown(load()))
+    assert documentation.markdown(load()) in document
