@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shared import outbox
 from shared.times import utc_now
 from users import codes, service, sessions, throttle
-from users.errors import EmailTaken
+from users.errors import EmailTaken, InvalidCredentials
 from users.events import PasswordChanged, UserDeleted, UserUpdated
 from users.models import User
 from users.settings import UsersSettings
@@ -32,7 +32,7 @@ async def rename(session: AsyncSession, user_id: int, full_name: str | None) -> 
     Raises:
         UserNotFound: the account is gone.
     """
-    user = await lock(session, user_id)
+    user = await service.lock(session, user_id)
     user.full_name = full_name
     await _updated(session, user)
     return user
@@ -44,7 +44,7 @@ async def delete_account(session: AsyncSession, settings: UsersSettings, user_id
     Raises:
         UserNotFound: it is gone already.
     """
-    user = await lock(session, user_id)
+    user = await service.lock(session, user_id)
     await sessions.end_all(session, settings, user_id=user_id)
     await outbox.add(session, UserDeleted(id=user.id, version=user.version + 1))
     await session.execute(delete(User).where(User.id == user_id))
@@ -81,8 +81,7 @@ async def confirm_email(session: AsyncSession, code: str) -> int:
         CodeInvalid: the code cannot be used.
         EmailTaken: somebody else has the address by now.
     """
-    redeemed = await codes.redeem(session, code, "verify_email", "change_email")
-    user = await lock(session, redeemed.user_id)
+    redeemed, user = await codes.redeem(session, code, "verify_email", "change_email")
     if redeemed.purpose == "change_email":
         taken = select(User.id).where(User.email_key == redeemed.email_key, User.id != user.id)
         if await session.scalar(taken) is not None:
@@ -92,8 +91,6 @@ async def confirm_email(session: AsyncSession, code: str) -> int:
             await session.flush()
         except IntegrityError:  # somebody else was faster by a moment
             raise EmailTaken from None
-    elif user.email_key != redeemed.email_key:
-        return user.id  # the address was changed meanwhile: there is nothing to verify any more
     user.email_verified = True
     await _updated(session, user)
     return user.id
@@ -118,16 +115,35 @@ async def reset_password(
     Raises:
         CodeInvalid: the code cannot be used.
     """
-    redeemed = await codes.redeem(session, code, "reset_password")
-    user = await lock(session, redeemed.user_id)
-    if user.email_key == redeemed.email_key:
-        user.email_verified = True
-    await set_password(session, settings, user, password_hash=password_hash)
+    _, user = await codes.redeem(session, code, "reset_password")
+    user.email_verified = True
+    await _set_password(session, settings, user, password_hash=password_hash)
     await throttle.forgive(session, settings, user.email)
     return user.id
 
 
-async def set_password(
+async def change_password(
+    session: AsyncSession,
+    settings: UsersSettings,
+    user_id: int,
+    *,
+    verified_hash: str,
+    password_hash: str,
+    keep_session: str,
+) -> None:
+    """Replace the password that `verified_hash` is of, and end the account's sessions, all but `keep_session`.
+
+    Raises:
+        UserNotFound: the account is gone.
+        InvalidCredentials: the password was changed meanwhile: the one that was verified opens nothing any more.
+    """
+    user = await service.lock(session, user_id)
+    if user.password_hash != verified_hash:
+        raise InvalidCredentials
+    await _set_password(session, settings, user, password_hash=password_hash, keep_session=keep_session)
+
+
+async def _set_password(
     session: AsyncSession,
     settings: UsersSettings,
     user: User,
@@ -135,22 +151,12 @@ async def set_password(
     password_hash: str,
     keep_session: str | None = None,
 ) -> None:
-    """Replace a password and end the account's sessions, all but `keep_session`."""
+    await codes.void(session, user.id, "reset_password")
     user.password_hash = password_hash
     user.version += 1
     user.updated_at = utc_now()
     await outbox.add(session, PasswordChanged(id=user.id, version=user.version))
     await sessions.end_all(session, settings, user_id=user.id, keep=keep_session)
-
-
-async def lock(session: AsyncSession, user_id: int) -> User:
-    """Return an account, locked until the transaction ends.
-
-    Raises:
-        UserNotFound: it is gone.
-    """
-    await service.get(session, user_id)
-    return await session.get_one(User, user_id, with_for_update=True, populate_existing=True)
 
 
 async def _updated(session: AsyncSession, user: User) -> None:

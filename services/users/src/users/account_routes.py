@@ -54,21 +54,20 @@ async def change_own_password(
     """Set a new password. All other sessions of the account end."""
     settings: UsersSettings = request.app.state.settings
     database: Database = request.app.state.database
+    passwords: Passwords = request.app.state.passwords
     async with database.reading() as reading:
         email = (await service.get(reading, me.id)).email
     # A stolen token must not be a way to guess the password at leisure.
     async with throttle.guarding(database, settings, email=email, client=client):
-        password_hash = await service.change_password(
-            database,
-            request.app.state.passwords,
-            user_id=me.id,
-            current=body.current_password.get_secret_value(),
-            new=body.new_password.get_secret_value(),
+        verified_hash = await service.verify_password(
+            database, passwords, user_id=me.id, password=body.current_password.get_secret_value()
         )
-    await account.set_password(
+        password_hash = await passwords.hash(body.new_password.get_secret_value())
+    await account.change_password(
         session,
         settings,
-        await account.lock(session, me.id),
+        me.id,
+        verified_hash=verified_hash,
         password_hash=password_hash,
         keep_session=me.session_id,
     )

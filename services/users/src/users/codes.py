@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shared import outbox
 from shared.ids import new_id
 from shared.times import utc_now
-from users.errors import CodeInvalid
+from users import service
+from users.errors import CodeInvalid, UserNotFound
 from users.events import SendMail
 from users.models import MailedCode, User
 from users.settings import UsersSettings
@@ -26,19 +27,21 @@ Purpose = Literal["verify_email", "change_email", "reset_password"]
 async def send(
     session: AsyncSession, settings: UsersSettings, user: User, *, purpose: Purpose, email: str, key: str
 ) -> None:
-    """Mail a new code to `email`; earlier ones for the same purpose are void. Too soon after the last: nothing."""
+    """Mail a new code to `email`; earlier ones for the same purpose are void. Too soon after the last: nothing.
+
+    Raises:
+        UserNotFound: the account is gone.
+    """
     now = utc_now()
     # One sender at a time for each account, or parallel requests would all find that none was sent lately.
-    await session.execute(select(User.id).where(User.id == user.id).with_for_update())
+    await service.lock(session, user.id)
     since = now - timedelta(seconds=settings.code_interval)
     latest = select(MailedCode.created_at).where(
         MailedCode.email_key == key, MailedCode.purpose == purpose, MailedCode.created_at > since
     )
     if await session.scalar(latest.limit(1)) is not None:
         return
-    await session.execute(
-        delete(MailedCode).where(MailedCode.user_id == user.id, MailedCode.purpose == purpose)
-    )
+    await void(session, user.id, purpose)
     code = secrets.token_urlsafe(CODE_BYTES)
     session.add(
         MailedCode(
@@ -63,24 +66,38 @@ async def send(
     )
 
 
-async def redeem(session: AsyncSession, code: str, *purposes: Purpose) -> MailedCode:
-    """Use a code up.
+async def redeem(session: AsyncSession, code: str, *purposes: Purpose) -> tuple[MailedCode, User]:
+    """Use a code up; return it and the account that it is for, locked.
+
+    A code that verifies an address or resets a password was mailed to the account's address; if that is another one by
+    now, the code is void: whoever reads the old mailbox must have no say any more.
 
     Raises:
         CodeInvalid: it is unknown, expired, used, void, or for another purpose.
     """
+    is_this = MailedCode.digest == _digest(code)
+    owner = await session.scalar(select(MailedCode.user_id).where(is_this))
+    if owner is None:
+        raise CodeInvalid
+    try:
+        user = await service.lock(session, owner)
+    except UserNotFound:
+        raise CodeInvalid from None
     redeemed: MailedCode | None = await session.scalar(
         delete(MailedCode)
-        .where(
-            MailedCode.digest == _digest(code),
-            MailedCode.purpose.in_(purposes),
-            MailedCode.expires_at > utc_now(),
-        )
+        .where(is_this, MailedCode.purpose.in_(purposes), MailedCode.expires_at > utc_now())
         .returning(MailedCode)
     )
-    if redeemed is None:
+    if redeemed is None or (redeemed.purpose != "change_email" and redeemed.email_key != user.email_key):
         raise CodeInvalid
-    return redeemed
+    return redeemed, user
+
+
+async def void(session: AsyncSession, user_id: int, purpose: Purpose) -> None:
+    """Let no code for this purpose be good any more."""
+    await session.execute(
+        delete(MailedCode).where(MailedCode.user_id == user_id, MailedCode.purpose == purpose)
+    )
 
 
 def _digest(code: str) -> bytes:

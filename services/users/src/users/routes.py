@@ -90,8 +90,7 @@ async def create_token(
                     email=form.username,
                     password=form.password.get_secret_value(),
                 )
-            scopes = service.granted_scopes(user, form.scope)
-            granted = await sessions.start(session, settings, user, scopes=scopes, client=client)
+            granted = await sessions.start(session, settings, user, scope=form.scope, client=client)
             await audit.record(
                 session, "login.succeeded", actor_id=user.id, subject_user_id=user.id, client=client
             )

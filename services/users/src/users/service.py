@@ -91,13 +91,25 @@ async def get(session: AsyncSession, user_id: int) -> User:
     return user
 
 
+async def lock(session: AsyncSession, user_id: int) -> User:
+    """Return an account, locked until the transaction ends. Whoever locks more locks this first.
+
+    Raises:
+        UserNotFound: it is gone.
+    """
+    user = await session.get(User, user_id, with_for_update=True, populate_existing=True)
+    if user is None:
+        raise UserNotFound(f"No user {user_id}.")
+    return user
+
+
 async def find_by_email(session: AsyncSession, email: str) -> User | None:
     """Return the account with this address."""
     return await session.scalar(select(User).where(User.email_key == email_key(email)))
 
 
 async def authenticate(database: Database, passwords: Passwords, *, email: str, password: str) -> User:
-    """Return the active account that address and password belong to.
+    """Return the active account that address and password belong to, with the hash that the password fits.
 
     No connection is held while the password is hashed: a flood of logins must not drain the pool.
 
@@ -111,8 +123,17 @@ async def authenticate(database: Database, passwords: Passwords, *, email: str, 
     if user is None or not fits or not user.is_active:
         raise InvalidCredentials
     if updated_hash is not None:
+        # Only in place of the hash that was verified: the password may have been changed meanwhile.
+        renewed = (
+            update(User)
+            .where(User.id == user.id, User.password_hash == user.password_hash)
+            .values(password_hash=updated_hash)
+            .returning(User.id)
+        )
         async with database.transaction() as session:
-            await session.execute(update(User).where(User.id == user.id).values(password_hash=updated_hash))
+            if await session.scalar(renewed) is None:
+                return await authenticate(database, passwords, email=email, password=password)
+        user.password_hash = updated_hash
     return user
 
 
@@ -130,18 +151,17 @@ def granted_scopes(user: User, requested: str) -> list[str]:
     return sorted(wanted)
 
 
-async def change_password(
-    database: Database, passwords: Passwords, *, user_id: int, current: str, new: str
-) -> str:
-    """Check a person's current password; return the hash of the new one.
+async def verify_password(database: Database, passwords: Passwords, *, user_id: int, password: str) -> str:
+    """Check a person's password; return the hash that it fits.
 
     Raises:
-        InvalidCredentials: the current password is wrong.
+        UserNotFound: the account is gone.
+        InvalidCredentials: the password is wrong.
         HashingBusy: too many passwords at once.
     """
     async with database.reading() as session:
         user = await get(session, user_id)
-    fits, _ = await passwords.verify(current, user.password_hash)
+    fits, _ = await passwords.verify(password, user.password_hash)
     if not fits:
         raise InvalidCredentials
-    return await passwords.hash(new)
+    return user.password_hash

@@ -24,9 +24,10 @@ from shared.times import utc_now
 from shared.tokens import LEEWAY
 from users import audit
 from users.clients import Client
-from users.errors import InvalidGrant, InvalidScope, SessionNotFound
+from users.errors import InvalidCredentials, InvalidGrant, InvalidScope, SessionNotFound
 from users.events import SessionRevoked
 from users.models import LoginSession, RefreshToken, User
+from users.service import granted_scopes
 from users.settings import UsersSettings
 
 TOKEN_BYTES = 32
@@ -42,9 +43,19 @@ class Granted:
 
 
 async def start(
-    session: AsyncSession, settings: UsersSettings, user: User, *, scopes: list[str], client: Client
+    session: AsyncSession, settings: UsersSettings, verified: User, *, scope: str, client: Client
 ) -> Granted:
-    """Open a session for somebody who has just logged in."""
+    """Open a session for somebody whose password was just verified.
+
+    Raises:
+        InvalidCredentials: meanwhile the account was deleted or deactivated, or got another password.
+        InvalidScope: the account lacks a scope that was asked for.
+    """
+    # Logins share this lock. Whoever changes the account waits for it and then ends this session too, or was first.
+    user = await session.get(User, verified.id, with_for_update={"read": True})
+    if user is None or not user.is_active or user.password_hash != verified.password_hash:
+        raise InvalidCredentials
+    scopes = granted_scopes(user, scope)
     login = LoginSession(
         id=new_id(),
         user_id=user.id,
@@ -83,24 +94,14 @@ async def refresh(
 async def _rotate(
     session: AsyncSession, settings: UsersSettings, token: bytes, *, wanted: set[str], client: Client
 ) -> Granted | None:
-    # Both rows are locked: parallel refreshes of one family take turns.
-    found = await session.execute(
-        select(RefreshToken, LoginSession, User)
-        .join(LoginSession, LoginSession.id == RefreshToken.session_id)
-        .join(User, User.id == LoginSession.user_id)
-        .where(RefreshToken.digest == _digest(token))
-        .with_for_update(of=(RefreshToken, LoginSession))
-    )
-    row = found.one_or_none()
+    login = await _lock_family(session, token)
     now = utc_now()
-    if (
-        row is None
-        or row.LoginSession.revoked_at
-        or row.LoginSession.expires_at <= now
-        or not row.User.is_active
-    ):
+    if login is None or login.revoked_at is not None or login.expires_at <= now:
         return None
-    used, login, user = row.RefreshToken, row.LoginSession, row.User
+    used = await session.get_one(RefreshToken, _digest(token))
+    user = await session.get_one(User, login.user_id)
+    if not user.is_active:
+        return None
     scopes = [name for name in login.scopes if name in user.scopes and (not wanted or name in wanted)]
     if not wanted <= set(scopes):
         raise InvalidScope
@@ -124,19 +125,27 @@ async def _rotate(
     return None
 
 
+async def _lock_family(session: AsyncSession, token: bytes) -> LoginSession | None:
+    """Return the session that a refresh token is of, locked: parallel uses of one family take turns.
+
+    What is read of the tokens counts only once the lock is held, so they need none of their own.
+    """
+    return await session.scalar(
+        select(LoginSession)
+        .join(RefreshToken, RefreshToken.session_id == LoginSession.id)
+        .where(RefreshToken.digest == _digest(token))
+        .with_for_update(of=LoginSession)
+    )
+
+
 async def revoke(database: Database, settings: UsersSettings, refresh_token: str, *, client: Client) -> None:
     """End the session that a refresh token belongs to (RFC 7009); an unknown token is no error."""
     try:
-        digest = _digest(_decode(refresh_token))
+        token = _decode(refresh_token)
     except InvalidGrant:
         return
     async with database.transaction() as session:
-        login = await session.scalar(
-            select(LoginSession)
-            .join(RefreshToken, RefreshToken.session_id == LoginSession.id)
-            .where(RefreshToken.digest == digest)
-            .with_for_update(of=LoginSession)
-        )
+        login = await _lock_family(session, token)
         if login is not None and login.revoked_at is None:
             await _end(session, settings, [login])
             await audit.record(
