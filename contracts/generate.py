@@ -1,4 +1,5 @@
-"""Writes the contracts: an example of every published event and command, and the OpenAPI document of every service.
+"""Writes the contracts: an example of every published event and command, the OpenAPI document of every service, and the
+one that the gateway makes of them.
 
 `make contracts` runs it after a wanted change; a test compares what it writes with what is committed, so that no
 contract changes unnoticed.
@@ -15,6 +16,8 @@ from typing import Any
 import orjson
 from pydantic import SecretStr
 
+import gateway.app
+from gateway.settings import GatewaySettings
 from shared.events import Command, Event, encode
 
 SERVICES = ("items", "notifications", "users")
@@ -24,12 +27,18 @@ TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 def generate(folder: Path) -> None:
     """Write every contract below `folder`."""
+    documents: dict[str, dict[str, Any]] = {}
     for service in SERVICES:
         for event in examples(service):
             envelope = orjson.loads(encode(event, event_id=EVENT_ID, time=TIME).payload)
             kind = "commands" if isinstance(event, Command) else "events"
             _write(folder / kind / f"{event.type}.json", envelope)
-        _write(folder / "openapi" / f"{service}.json", _openapi(service))
+        documents[service] = _openapi(service)
+        _write(folder / "openapi" / f"{service}.json", documents[service])
+    # In the order in which the gateway knows them.
+    services = {name: documents[name] for name in GatewaySettings().route_table().upstreams}
+    merged = gateway.app.create_app(GatewaySettings()).state.merge_openapi(services)
+    _write(folder / "openapi.json", merged)
 
 
 def examples(service: str) -> tuple[Event, ...]:

@@ -17,12 +17,11 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from gateway import directory, openapi
+from gateway import directory
 from gateway.accesslog import FLUSH_LINES, AccessLog
 from gateway.settings import GatewaySettings
 from gateway.testing import Gateway, GatewayFactory, Peer
 from shared.broker import Broker
-from shared.errors import InternalError, catalogue
 from shared.events import Event, encode
 from shared.settings import Settings
 from shared.testing import TokenIssuer, eventually, free_port
@@ -57,6 +56,7 @@ DOCUMENT: dict[str, Any] = {
         "/open/things": {
             "get": {
                 "operationId": "list_things",
+                "tags": ["things"],
                 "responses": {
                     "200": {
                         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Thing"}}}
@@ -64,7 +64,7 @@ DOCUMENT: dict[str, Any] = {
                 },
             }
         },
-        "/internal": {"get": {"operationId": "internal"}},
+        "/internal": {"get": {"operationId": "internal", "responses": {}}},
     },
     "components": {"schemas": {"Thing": {"type": "object"}}},
 }
@@ -131,7 +131,7 @@ async def test_ready_once_every_service_was_seen_and_degraded_when_one_is_away(
     start: GatewayFactory, monkeypatch: pytest.MonkeyPatch, nats_server: NATSServer
 ) -> None:
     monkeypatch.setattr(directory, "POLL_SECONDS", 0.05)
-    gateway = await start(**nats_server.settings("gateway"))
+    gateway = await start(control=documents, **nats_server.settings("gateway"))
     async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http:
 
         async def state() -> dict[str, Any]:
@@ -141,11 +141,11 @@ async def test_ready_once_every_service_was_seen_and_degraded_when_one_is_away(
         async def becomes(expected: dict[str, Any]) -> bool:
             return await state() == expected
 
-        await eventually(lambda: becomes({"status": "ready", "nats": "up", "upstreams": {"scripted": "up"}}))
+        expected = {"nats": "up", "upstreams": {"scripted": "up"}, "documents": {"scripted": "current"}}
+        await eventually(lambda: becomes({"status": "ready", **expected}))
         await gateway.upstream.stop()
-        await eventually(
-            lambda: becomes({"status": "degraded", "nats": "up", "upstreams": {"scripted": "down"}})
-        )
+        expected = {"nats": "up", "upstreams": {"scripted": "down"}, "documents": {"scripted": "stale"}}
+        await eventually(lambda: becomes({"status": "degraded", **expected}))
         gateway.app.state.draining.set()
         assert (await http.get("/health/ready")).status_code == 503
 
@@ -194,48 +194,26 @@ async def test_documents_of_the_services_are_merged_and_outlive_them(
     gateway = await start(control=documents)
     async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http:
 
-        async def paths() -> set[str]:
-            return set((await http.get("/openapi.json")).json()["paths"])
+        async def document() -> dict[str, Any]:
+            found: dict[str, Any] = (await http.get("/openapi.json")).json()
+            return found
 
         async def has_things() -> bool:
-            return "/open/things" in await paths()
+            return "/open/things" in (await document())["paths"]
 
         await eventually(has_things)
-        assert "/internal" not in await paths()
+        assert "/internal" not in (await document())["paths"]
+        assert "x-tollhouse-stale" not in await document()
         codes = {entry["code"]: entry for entry in (await http.get("/errors")).json()}
         assert codes["thing_broken"]["status"] == 409
         assert codes["path_ambiguous"]["status"] == 400
         await gateway.upstream.stop()
         await eventually(lambda: not gateway.app.state.directory.services[0].alive)
         assert await has_things()
-
-
-def test_components_that_collide_get_the_services_name() -> None:
-    other = {
-        "paths": {
-            "/open/others": {
-                "get": {"operationId": "list_things", "schema": {"$ref": "#/components/schemas/Thing"}}
-            }
-        },
-        "components": {"schemas": {"Thing": {"type": "string"}, "Same": {"type": "object"}}},
-    }
-    own = {"openapi": "3.1.0", "paths": {"/": {"get": {"operationId": "welcome"}}}, "components": {}}
-    merged = openapi.merge(own, {"first": DOCUMENT, "second": other}, prefixes=["/open"])
-    assert merged["components"]["schemas"] == {
-        "Thing": {"type": "object"},
-        "SecondThing": {"type": "string"},
-        "Same": {"type": "object"},
-    }
-    operation = merged["paths"]["/open/others"]["get"]
-    assert operation["schema"]["$ref"] == "#/components/schemas/SecondThing"
-    assert operation["operationId"] == "second_list_things"
-    assert set(merged["paths"]) == {"/", "/open/things", "/open/others"}
-
-
-def test_catalogues_are_ordered_and_each_code_stands_once() -> None:
-    merged = openapi.merge_catalogues(catalogue([InternalError]), [[{"code": "a"}], [{"code": "a", "x": 1}]])
-    assert [entry["code"] for entry in merged] == ["a", "internal_error"]
-    assert merged[0] == {"code": "a"}
+        left = await document()
+        assert left["x-tollhouse-stale"] == ["scripted"]
+        assert left["paths"]["/open/things"]["get"]["x-tollhouse-stale"] is True
+        assert "x-tollhouse-stale" not in left["paths"]["/"]["get"]
 
 
 def test_g9_any_origin_with_credentials_refuses_to_start() -> None:

@@ -228,7 +228,7 @@ async def test_method_not_allowed_lists_every_method_of_the_path(client: httpx.A
 
 async def test_validation_names_each_place_and_never_the_value(client: httpx.AsyncClient) -> None:
     response = await client.post(
-        "/things", json={"name": 5, "size": -77, "children": [{"size": 1}], "a/b~c": "private-value"}
+        "/things", json={"name": 5, "size": -987654321, "children": [{"size": 1}], "a/b~c": "private-value"}
     )
 
     body = _is_problem(response, 422, "validation_failed")
@@ -239,7 +239,7 @@ async def test_validation_names_each_place_and_never_the_value(client: httpx.Asy
         ("#/a~1b~0c", "extra_forbidden"),
     }
     assert "private-value" not in response.text
-    assert "-77" not in response.text
+    assert "-987654321" not in response.text
 
 
 async def test_validation_of_a_parameter_names_it(client: httpx.AsyncClient) -> None:

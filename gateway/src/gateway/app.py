@@ -13,7 +13,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from gateway import openapi
 from gateway.accesslog import AccessLog
@@ -32,12 +32,18 @@ from shared.broker import Broker
 from shared.edge import EDGE_PROBLEMS
 from shared.errors import COMMON_PROBLEMS, NotReady, catalogue
 from shared.metrics import Metrics
+from shared.openapi import problems
 from shared.revocations import RevocationReader, Revocations, verifying
 from shared.tasks import running
 from shared.tokens import TokenVerifier
 
 PROBLEMS = (*COMMON_PROBLEMS, *EDGE_PROBLEMS, *GATEWAY_PROBLEMS)
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
+
+TAGS = {
+    "gateway": "What this is, and every problem that it may answer.",
+    "health": "For whoever runs it: does it live, can it serve.",
+}
 
 router = APIRouter()
 
@@ -48,20 +54,38 @@ class Welcome(BaseModel):
     status: Literal["ok"] = "ok"
     name: str = "Tollhouse"
     framework: str = "FastAPI"
-    version: str
-    docs: str = "/docs"
-    redoc: str = "/redoc"
-    openapi: str = "/openapi.json"
-    errors: str = "/errors"
-    health: str = "/health"
+    version: str = Field(examples=["0.1.0"])
+    docs: str = Field("/docs", description="This API, to be tried out.")
+    redoc: str = Field("/redoc", description="The same, to be read.")
+    openapi: str = Field("/openapi.json", description="The same, for programs.")
+    errors: str = Field("/errors", description="Every problem code.")
+    health: str = Field("/health", description="Whether the gateway lives.")
+
+
+class ProblemKind(BaseModel):
+    """A problem that some operation may answer."""
+
+    code: str = Field(description="Stable; what programs should look at.", examples=["item_not_found"])
+    title: str = Field(examples=["Item not found"])
+    status: int = Field(description="Of the response.", examples=[404])
+    description: str = Field(
+        description="What it means and what to do.",
+        examples=["No item has this id; it may have been deleted."],
+    )
 
 
 class GatewayReadiness(BaseModel):
     """The gateway serves; `degraded`: some service is away just now, or NATS, and with it news of revoked sessions."""
 
     status: Literal["ready", "degraded"]
-    nats: Literal["up", "down"]
-    upstreams: dict[str, Literal["up", "down"]]
+    nats: Literal["up", "down"] = Field(description="`down`: revoked sessions are not heard of.")
+    upstreams: dict[str, Literal["up", "down"]] = Field(
+        description="The services.", examples=[{"items": "up", "notifications": "up", "users": "up"}]
+    )
+    documents: dict[str, Literal["current", "stale"]] = Field(
+        description="`stale`: `/openapi.json` and `/errors` have the last good copy of what the service says of itself.",
+        examples=[{"items": "current", "notifications": "current", "users": "current"}],
+    )
 
 
 def create() -> FastAPI:
@@ -106,9 +130,10 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         routers=[router],
         lifespan=lifespan,
         problems=(*EDGE_PROBLEMS, *GATEWAY_PROBLEMS),
+        tags=TAGS,
     )
     app.mount("/docs/assets", StaticFiles(directory=ASSETS), name="docs-assets")
-    _merge_openapi(app, [route.prefix for route in table.routes])
+    _merge_openapi(app, Routes(table))
     return app
 
 
@@ -151,31 +176,41 @@ def _alive(service: Service) -> bool:
     return service.alive
 
 
-def _merge_openapi(app: FastAPI, prefixes: list[str]) -> None:
-    """Let `/openapi.json` answer for all services; the document is made anew when one of theirs has changed."""
-    own = app.openapi()
+def _merge_openapi(app: FastAPI, routes: Routes) -> None:
+    """Let the document be that of all services; it is made anew when one of theirs has changed."""
+    app.description = openapi.DESCRIPTION
+    app.license_info = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
+    app.servers = [{"url": "/", "description": "This gateway."}]
+    app.state.merge_openapi = merge = partial(openapi.merge, app.openapi(), routes=routes)
     made: dict[int, dict[str, Any]] = {}
 
     def merged() -> dict[str, Any]:
         directory: Directory = app.state.directory
         if directory.version not in made:
             made.clear()
-            documents = {service.name: service.openapi for service in directory.services}
-            made[directory.version] = openapi.merge(own, documents, prefixes=prefixes)
+            made[directory.version] = merge(
+                {service.name: service.openapi for service in directory.services},
+                stale=[service.name for service in directory.services if service.stale],
+            )
         return made[directory.version]
 
     app.openapi = merged  # type: ignore[method-assign]  # FastAPI's documented way to extend its document
 
 
 @router.get("/", tags=["gateway"], summary="Say what this is")
-async def welcome(request: Request) -> Welcome:
+async def read_welcome(request: Request) -> Welcome:
     """Name the system and where its documents are."""
     return Welcome(version=request.app.version)
 
 
-@router.get("/health/ready", include_in_schema=False)
-async def ready(request: Request) -> GatewayReadiness:
-    """One dead service must not take the gateways out: that is `degraded`, not 503."""
+@router.get(
+    "/health/ready",
+    tags=["health"],
+    summary="Say whether the gateway can serve",
+    responses=problems(NotReady),
+)
+async def read_readiness(request: Request) -> GatewayReadiness:
+    """Say which services are there. `degraded` (200) is not 503: what does not need the missing service works."""
     state = request.app.state
     directory: Directory = state.directory
     if state.draining.is_set():
@@ -190,15 +225,18 @@ async def ready(request: Request) -> GatewayReadiness:
         status="ready" if informed and all(service.alive for service in directory.services) else "degraded",
         nats="up" if informed else "down",
         upstreams={service.name: "up" if service.alive else "down" for service in directory.services},
+        documents={service.name: "stale" if service.stale else "current" for service in directory.services},
     )
 
 
 @router.get("/errors", tags=["gateway"], summary="List every problem code")
-async def errors(request: Request) -> list[dict[str, Any]]:
-    """The catalogue of the gateway and of all services (RFC 9457 `type` points here)."""
+async def list_errors(request: Request) -> list[ProblemKind]:
+    """Return the catalogue of the gateway and of all services (RFC 9457 `type` points here)."""
     directory: Directory = request.app.state.directory
     services = [service.problems for service in directory.services]
-    return [dict(entry) for entry in openapi.merge_catalogues(catalogue(PROBLEMS), services)]
+    return [
+        ProblemKind.model_validate(entry) for entry in openapi.merge_catalogues(catalogue(PROBLEMS), services)
+    ]
 
 
 @router.get("/docs", include_in_schema=False)

@@ -22,6 +22,9 @@ DOCUMENTS_SECONDS: Final = 60.0
 TIMEOUT: Final = 2.0
 MAX_DOCUMENT_BYTES: Final = 4 * 1024 * 1024
 
+_ENTRY: Final = frozenset({"code", "title", "status", "description"})
+"""What an entry of a catalogue has."""
+
 
 @dataclass
 class Service:
@@ -34,6 +37,13 @@ class Service:
     openapi: dict[str, Any] = field(default_factory=dict)
     problems: list[dict[str, Any]] = field(default_factory=list)
     fetched_at: float = float("-inf")
+    unreadable: bool = False
+    """Its documents could not be fetched when last tried."""
+
+    @property
+    def stale(self) -> bool:
+        """Whether its documents are those of some time ago."""
+        return not self.alive or self.unreadable
 
 
 class Directory:
@@ -42,7 +52,7 @@ class Directory:
     def __init__(self, urls: dict[str, str], http: httpx.AsyncClient) -> None:
         self.services = [Service(name, url) for name, url in urls.items()]
         self.version = 0
-        """Grows when a document changes."""
+        """Grows when a document changes, or becomes stale or current."""
         self._http = http
 
     @property
@@ -62,6 +72,13 @@ class Directory:
             await asyncio.sleep(POLL_SECONDS if service.seen else FIRST_POLL_SECONDS)
 
     async def _look(self, service: Service) -> None:
+        was_stale = service.stale
+        try:
+            await self._see(service)
+        finally:
+            self.version += service.stale != was_stale
+
+    async def _see(self, service: Service) -> None:
         was_alive = service.alive
         try:
             response = await self._http.get(f"{service.url}/health")
@@ -81,11 +98,14 @@ class Directory:
     async def _fetch_documents(self, service: Service) -> None:
         openapi = await self._document(service, "/openapi.json")
         problems = await self._document(service, "/errors")
+        service.unreadable = not (isinstance(openapi, dict) and isinstance(problems, list))
         if isinstance(openapi, dict) and openapi != service.openapi:
             service.openapi = openapi
             self.version += 1
         if isinstance(problems, list):
-            service.problems = [entry for entry in problems if isinstance(entry, dict) and "code" in entry]
+            service.problems = [
+                entry for entry in problems if isinstance(entry, dict) and entry.keys() >= _ENTRY
+            ]
 
     async def _document(self, service: Service, path: str) -> Any:
         try:

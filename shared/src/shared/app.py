@@ -37,7 +37,7 @@ from shared.errors import (
 from shared.health import Check, health_routes
 from shared.logs import get_logger
 from shared.middleware import RequestContext, request_id_of
-from shared.problem_document import PROBLEM_RESPONSES, describe_problems
+from shared.openapi import RESPONSES, describe
 from shared.settings import Settings
 
 log = get_logger(__name__)
@@ -61,11 +61,14 @@ def create_app(
     lifespan: Lifespan | None = None,
     checks: Mapping[str, Check] | None = None,
     problems: Sequence[type[Problem]] = (),
+    scopes: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> FastAPI:
     """Build a service: its routers, with health, errors, request ids, logs and telemetry around them.
 
     `lifespan` opens what the service holds and closes it in reverse order; `checks` decide `/health/ready`; `problems`
-    are the service's own, listed at `GET /errors` beside the common ones.
+    are the service's own, listed at `GET /errors` beside the common ones. `scopes` (those its operations need) and `tags`
+    (groups of operations) each come with a sentence for the OpenAPI document.
     """
     tracer = telemetry.Tracer.from_settings(settings)
     app = FastAPI(
@@ -77,7 +80,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
-        responses=PROBLEM_RESPONSES,
+        responses=RESPONSES,
+        openapi_tags=[{"name": name, "description": text} for name, text in (tags or {}).items()],
         generate_unique_id_function=lambda route: route.name,
         # The instrumentation package traces requests (telemetry.py); twice would be once too often.
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -87,9 +91,9 @@ def create_app(
     app.add_middleware(RequestContext, max_body_bytes=MAX_BODY_BYTES)
     for router in routers:
         app.include_router(router)
-    app.include_router(health_routes(checks or {}))
+    app.include_router(health_routes(checks))
     app.router.default = _nowhere
-    describe_problems(app)
+    describe(app, (*COMMON_PROBLEMS, *problems), scopes or {})
     _serve_catalogue(app, (*COMMON_PROBLEMS, *problems))
     for error, handler in _HANDLERS.items():
         app.add_exception_handler(error, handler)

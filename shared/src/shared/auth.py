@@ -6,9 +6,15 @@ from fastapi import Depends, Request, Security
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 
 from shared.errors import InsufficientScope, NotAuthenticated
+from shared.openapi import OAUTH2
 from shared.tokens import Principal, TokenVerifier
 
-_bearer = OAuth2PasswordBearer(tokenUrl="/v1/users/token", auto_error=False)
+_bearer = OAuth2PasswordBearer(
+    tokenUrl="/v1/users/token",
+    scheme_name=OAUTH2,
+    description="E-mail address and password of an account; for first-party clients only.",
+    auto_error=False,
+)
 
 
 async def authenticate(

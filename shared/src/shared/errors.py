@@ -15,6 +15,8 @@ class Problem(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Members of the example in the OpenAPI document that are not as in any problem."""
 
     def __init__(
         self,
@@ -182,6 +184,12 @@ class ValidationFailed(Problem):
     status = 422
     code = "validation_failed"
     title = "Validation failed"
+    example: ClassVar[Mapping[str, Any]] = {
+        "detail": "price: Input should be greater than 0",
+        "errors": [
+            {"pointer": "#/price", "code": "greater_than", "detail": "Input should be greater than 0"}
+        ],
+    }
 
 
 class KeysUnavailable(Problem):

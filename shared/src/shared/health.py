@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from shared.errors import NotReady
+from shared.openapi import problems
 
 Check = Callable[[], Awaitable[None]]
 """Raises when the process cannot serve without what it checks."""
@@ -29,16 +30,24 @@ class Readiness(BaseModel):
     checks: dict[str, Literal["ok"]] = {}
 
 
-def health_routes(checks: Mapping[str, Check]) -> APIRouter:
-    """Return `/health`, which touches nothing, and `/health/ready`, which asks every check."""
-    router = APIRouter(tags=["health"], include_in_schema=False)
+def health_routes(checks: Mapping[str, Check] | None) -> APIRouter:
+    """Return `/health`, which touches nothing, and `/health/ready`, which asks every check.
+
+    Without `checks` there is only the former: the app has a `/health/ready` of its own.
+    """
+    router = APIRouter(tags=["health"])
 
     @router.get("/health", summary="Say that the process runs")
-    async def health() -> Health:
+    async def read_health() -> Health:
+        """Answer without touching anything else; for whoever restarts processes that hang."""
         return Health()
 
-    @router.get("/health/ready", summary="Say whether the process can serve")
-    async def ready(request: Request) -> Readiness:
+    if checks is None:
+        return router
+
+    @router.get("/health/ready", summary="Say whether the process can serve", responses=problems(NotReady))
+    async def read_readiness(request: Request) -> Readiness:
+        """Ask everything that the process needs; for whoever decides where requests go."""
         if request.app.state.draining.is_set():
             raise NotReady("The process is shutting down.")
         for name, check in checks.items():

@@ -25,10 +25,13 @@ def _plain_digits(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_plain_digits)]
-"""An integer in a path or a query, as digits."""
-Id = Annotated[Whole, Field(ge=1, le=MAX_ID)]
-"""A positive integer id that fits PostgreSQL's bigint."""
+# The range comes before the validator: around it, Pydantic checks it but cannot tell the OpenAPI document.
+Whole = Annotated[int, Field(ge=0, le=MAX_ID), BeforeValidator(_plain_digits)]
+"""An integer from 0 in a path or a query, as digits; it fits PostgreSQL's bigint."""
+Positive = Annotated[int, Field(ge=1, le=MAX_ID), BeforeValidator(_plain_digits)]
+"""The same from 1."""
+Id = Positive
+"""What a row is called by."""
 
 
 def _bare(value: Any) -> Any:

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from items.errors import PROBLEMS
 from items.handlers import HANDLERS, SUBSCRIPTION
 from items.routes import router
+from items.service import SCOPES
 from items.settings import ItemsSettings
 from shared.app import create_app as create_shared_app
 from shared.broker import Broker
@@ -35,6 +36,8 @@ def create_app(settings: ItemsSettings) -> FastAPI:
         lifespan=_lifespan,
         checks={"database": database.check_ready},
         problems=(*PROBLEMS, DatabaseUnavailable),
+        scopes=SCOPES,
+        tags={"items": "What people offer: everybody may look, owners may change."},
     )
     app.state.database = database
     return app

@@ -9,15 +9,15 @@ from items.schemas import ItemPatch, ItemRead, ItemWrite
 from items.service import ItemFields
 from shared.auth import CurrentUser, requires
 from shared.database import ReadSession, Session
-from shared.text import MAX_ID, Id, Whole
+from shared.text import Id, Positive, Whole
 from shared.tokens import Principal
 
 router = APIRouter(prefix="/v1/items", tags=["items"])
 
 ItemWriter = Annotated[Principal, requires(service.WRITE_SCOPE)]
 ItemId = Annotated[Id, Path(description="The item's id.", examples=[1])]
-Skip = Annotated[Whole, Query(ge=0, le=MAX_ID, description="Items to leave out.")]
-Limit = Annotated[Whole, Query(ge=1, le=MAX_ID, description="Items to return; above 200 means 200.")]
+Skip = Annotated[Whole, Query(description="Items to leave out.")]
+Limit = Annotated[Positive, Query(description="Items to return; above 200 means 200.")]
 
 
 @router.post("", status_code=201, summary="Offer an item")

@@ -42,7 +42,7 @@ Price = Annotated[
 _EXAMPLE: JsonDict = {
     "name": "Brass compass",
     "description": "Points north, mostly.",
-    "price": 19.99,
+    "price": 24.5,
     "in_stock": True,
 }
 

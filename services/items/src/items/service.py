@@ -17,6 +17,10 @@ from shared.tokens import Principal
 
 WRITE_SCOPE = "items:write"
 ADMIN_SCOPE = "items:admin"
+SCOPES = {
+    WRITE_SCOPE: "Offer items, and change and delete one's own.",
+    ADMIN_SCOPE: "Change and delete everybody's items.",
+}
 MAX_PAGE = 200
 DISOWN_BATCH = 500
 """Items of a deleted account that are in memory at a time."""

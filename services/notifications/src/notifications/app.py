@@ -11,6 +11,7 @@ from notifications.handlers import COMMAND_HANDLERS, COMMAND_SUBSCRIPTION, HANDL
 from notifications.hub import Hub
 from notifications.live import LiveReader
 from notifications.routes import router
+from notifications.service import SCOPES
 from notifications.settings import NotificationsSettings
 from shared.app import create_app as create_shared_app
 from shared.broker import Broker
@@ -38,6 +39,8 @@ def create_app(settings: NotificationsSettings) -> FastAPI:
         lifespan=_lifespan,
         checks={"database": database.check_ready},
         problems=(*PROBLEMS, DatabaseUnavailable),
+        scopes=SCOPES,
+        tags={"notifications": "What a person was told, and mail sent on a person's behalf."},
     )
     app.state.database = database
     return app

@@ -9,7 +9,7 @@ from notifications.mailer import Mailer
 from notifications.schemas import MailCreate, MailQueued, MailRead, NotificationRead, UnreadCount
 from shared.auth import requires
 from shared.database import ReadSession, Session, wake_after_commit
-from shared.text import MAX_ID, Id, Whole
+from shared.text import Id, Positive
 from shared.tokens import Principal
 
 router = APIRouter(prefix="/v1/notifications", tags=["notifications"])
@@ -18,7 +18,7 @@ Reader = Annotated[Principal, requires(service.READ_SCOPE)]
 Sender = Annotated[Principal, requires(service.SEND_SCOPE)]
 NotificationId = Annotated[Id, Path(description="The notification's id.", examples=[1])]
 MailId = Annotated[Id, Path(description="The mail's id.", examples=[1])]
-Limit = Annotated[Whole, Query(ge=1, le=MAX_ID, description="Notifications to return; above 200 means 200.")]
+Limit = Annotated[Positive, Query(description="Notifications to return; above 200 means 200.")]
 Cursor = Annotated[Id | None, Query(description="From the `Link` header of the page before.")]
 
 

@@ -20,6 +20,11 @@ from shared.tokens import Principal
 READ_SCOPE = "notifications:read"
 SEND_SCOPE = "notifications:send"
 SEND_ANY_SCOPE = "notifications:send_any"
+SCOPES = {
+    READ_SCOPE: "Read one's own notifications, and hear of them live.",
+    SEND_SCOPE: "Send mail to oneself and to addresses that are allowed.",
+    SEND_ANY_SCOPE: "Send mail to any address.",
+}
 MAX_PAGE = 200
 HOUR = 3600
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from shared.auth import requires
 from shared.database import ReadSession, Session
-from shared.text import MAX_ID, Id, Text
+from shared.text import Id, Positive, Text
 from shared.tokens import Principal
 from users import admin, service
 from users.clients import CurrentClient
@@ -24,9 +24,7 @@ async def list_users(
     request: Request,
     response: Response,
     session: ReadSession,
-    limit: Annotated[
-        int, Query(ge=1, le=MAX_ID, description="Accounts to return; above 200 means 200.")
-    ] = 50,
+    limit: Annotated[Positive, Query(description="Accounts to return; above 200 means 200.")] = 50,
     cursor: Annotated[Id | None, Query(description="From the `Link` header of the page before.")] = None,
     q: Annotated[Text | None, Query(max_length=254, description="Part of the address or the name.")] = None,
     is_active: Annotated[

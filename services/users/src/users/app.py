@@ -13,13 +13,20 @@ from shared.errors import DatabaseUnavailable, StartupRefused
 from shared.relay import Relay
 from shared.revocations import verifying
 from shared.tasks import running
-from users import account_routes, admin_routes, service
+from users import account_routes, admin, admin_routes, service
 from users.errors import PROBLEMS, PasswordBreached, PasswordTooCommon
 from users.housekeeping import keep_house
 from users.key_ring import KeyRing
 from users.passwords import Passwords
 from users.routes import router, well_known
 from users.settings import UsersSettings
+
+TAGS = {
+    "users": "Registration, access tokens, sessions.",
+    "account": "The own account: profile, password, address, end.",
+    "administration": "Other people's accounts.",
+    "keys": "Keys that sign access tokens, and where to find them.",
+}
 
 
 def create() -> FastAPI:
@@ -38,6 +45,8 @@ def create_app(settings: UsersSettings) -> FastAPI:
         lifespan=_lifespan,
         checks={"database": database.check_ready},
         problems=(*PROBLEMS, DatabaseUnavailable),
+        scopes={admin.ADMIN_SCOPE: "Administrate accounts and signing keys."},
+        tags=TAGS,
     )
     app.state.database = database
     return app
