@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from gateway import directory
 from gateway.accesslog import FLUSH_LINES, AccessLog
+from gateway.routes import OWN_PATHS
 from gateway.settings import GatewaySettings
 from gateway.testing import Gateway, GatewayFactory, Peer
 from shared.broker import Broker
@@ -233,6 +234,12 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         timeout=60,
         check=False,
     )
+
+
+async def test_no_route_may_take_what_the_gateway_answers_itself(http: httpx.AsyncClient) -> None:
+    named = {value for value in (await http.get("/")).json().values() if value.startswith("/")}
+    described = {path for path in (await http.get("/openapi.json")).json()["paths"] if path != "/"}
+    assert {f"/{path.split('/')[1]}" for path in named | described} == OWN_PATHS
 
 
 def test_check_prints_the_effective_table() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.routes import Route, Routes, RouteTable, RouteTableError, load
 
+PLAIN = "must be like /v1/items: plain, no trailing slash, no dot segments"
 TABLE = """\
 [upstreams.a]
 url = "http://a.example:8080"
@@ -41,26 +42,33 @@ def test_the_shipped_table_is_good() -> None:
         ('"http://a.example:8080"', '"https://a"', 2, "must be http://host:port"),
         ('"http://a.example:8080"', '"http://a/path"', 2, "must be http://host:port"),
         ('"http://a.example:8080"', '"http://a:99999"', 2, "Port out of range 0-65535"),
+        ('"http://a.example:8080"', '"http://a:0"', 2, "Port out of range 1-65535"),
+        ('"http://a.example:8080"', '"http://a b"', 2, "must be http://host:port"),
+        ('"http://a.example:8080"', r'"http://a\r\nX: b"', 2, "must be http://host:port"),
         ('url = "http', 'colour = "red"\nurl = "http', 2, "Extra inputs are not permitted"),
         ('url = "http://a.example:8080"', "max_queue = 1", 1, "Field required"),
         (
             'prefix = "/v1/b"',
             'prefix = "/v1/b/"',
             9,
-            "must be like /v1/items: no trailing slash, no dot segments",
+            "must be like /v1/items: plain, no trailing slash, no dot segments",
         ),
         (
             'prefix = "/v1/b"',
             'prefix = "v1"',
             9,
-            "must be like /v1/items: no trailing slash, no dot segments",
+            "must be like /v1/items: plain, no trailing slash, no dot segments",
         ),
         (
             'prefix = "/v1/b"',
             'prefix = "/v1/../b"',
             9,
-            "must be like /v1/items: no trailing slash, no dot segments",
+            "must be like /v1/items: plain, no trailing slash, no dot segments",
         ),
+        ('prefix = "/v1/b"', 'prefix = "/v1/b c"', 9, PLAIN),
+        ('prefix = "/v1/b"', 'prefix = "/v1/%62"', 9, PLAIN),
+        ('prefix = "/v1/b"', 'prefix = "/v1/b?c"', 9, PLAIN),
+        ('prefix = "/v1/b"', 'prefix = "/docs/b"', 9, "the gateway itself answers /docs/b"),
         ('prefix = "/v1/b"', 'prefix = "/v1/a"', 9, "there is another route for /v1/a"),
         (
             'prefix = "/v1/b"\nupstream = "a"',
@@ -70,7 +78,12 @@ def test_the_shipped_table_is_good() -> None:
         ),
         ('auth = "optional"', 'auth = "perhaps"', 14, "Input should be 'required', 'optional' or 'none'"),
         ('auth = "optional"', 'auth = "optional"\nscopes = ["x"]', 8, "scopes need auth = required"),
-        ('paths = [""]', 'paths = ["x"]', 13, "must be like /v1/items: no trailing slash, no dot segments"),
+        (
+            'paths = [""]',
+            'paths = ["x"]',
+            13,
+            "must be like /v1/items: plain, no trailing slash, no dot segments",
+        ),
     ],
 )
 def test_mistake_is_told_with_its_line_and_reason(
@@ -86,12 +99,42 @@ def test_mistake_is_told_with_its_line_and_reason(
     assert sentence.endswith(f": {reason}.")
 
 
-@pytest.mark.parametrize("text", ["[[routes", "", "routes = []\n[upstreams]\n"])
+def test_rule_that_never_holds_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text(TABLE + '\n[[routes.rules]]\npaths = [""]\nmethods = ["GET"]\nauth = "none"\n')
+    with pytest.raises(RouteTableError, match=r"line 17: .*: the rules above leave nothing to this one\."):
+        load(path)
+
+
+def test_mistake_in_a_setting_names_the_setting(tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text(TABLE)
+    with pytest.raises(
+        RouteTableError, match=r"^GATEWAY_A_URL: upstreams\.a\.url: must be http://host:port\."
+    ):
+        load(path, urls={"a": "ftp://a"})
+    with pytest.raises(RouteTableError, match=r"^GATEWAY_LIMITS: limits\.default\.qota: "):
+        load(path, limits={"default": {"qota": 1}})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[routes",
+        "",
+        "routes = []\n[upstreams]\n",
+        "upstreams = 3",
+        '[upstreams]\na = "http://a"\n',
+        "limits = 3",
+        "[limits]\ndefault = 3",
+        "[[limits]]\nquota = 1",
+    ],
+)
 def test_table_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "routes.toml"
     path.write_text(text)
     with pytest.raises(RouteTableError, match=r"routes\.toml"):
-        load(path)
+        load(path, urls={"a": "http://b"}, limits={"default": {"quota": 1}})
 
 
 def test_missing_table_is_refused(tmp_path: Path) -> None:

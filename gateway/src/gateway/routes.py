@@ -4,15 +4,18 @@ The table is a file that people edit (routes.toml); it is judged whole at start 
 request is looked up in.
 """
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gateway.errors import PathAmbiguous
 from gateway.limits import LimitSettings, RateLimit
+from gateway.paths import canonical
 
 Auth = Literal["required", "optional", "none"]
 """`required`: 401 without a token. `optional`: a token is not needed, but a bad one is a 401. `none`: not looked at."""
@@ -22,31 +25,33 @@ Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 ALL_METHODS: tuple[Method, ...] = ("GET", "POST", "PUT", "PATCH", "DELETE")
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"PUT", b"DELETE"})
 DEFAULT_TABLE = Path(__file__).with_name("routes.toml")
+OWN_PATHS = frozenset({"/health", "/openapi.json", "/docs", "/redoc", "/errors"})
+"""First segments of what the gateway answers itself."""
 
 
 class RouteTableError(Exception):
     """The table cannot be used; each argument is one sentence that says where and why."""
 
 
+# What it names goes into Host fields as it is.
+_url = re.compile(r"http://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?/?").fullmatch
+
+
 def _service_url(value: str) -> str:
-    url = urlsplit(value)
-    if (
-        url.scheme != "http"
-        or not url.hostname
-        or url.path.strip("/")
-        or url.query
-        or url.fragment
-        or url.username
-    ):
+    if not _url(value):
         raise ValueError("must be http://host:port")
-    _ = url.port  # raises ValueError when it is no port
+    if urlsplit(value).port == 0:  # .port raises ValueError where it is too large
+        raise ValueError("Port out of range 1-65535")
     return value.rstrip("/")
 
 
 def _prefix(value: str) -> str:
-    segments = value.split("/")
-    if segments[0] or not all(segments[1:]) or any(set(segment) <= {"."} for segment in segments[1:]):
-        raise ValueError("must be like /v1/items: no trailing slash, no dot segments")
+    try:
+        plain = canonical(value.encode()) == (value.encode(), b"")
+    except PathAmbiguous:
+        plain = False
+    if not plain or not value.startswith("/") or value == "/":
+        raise ValueError("must be like /v1/items: plain, no trailing slash, no dot segments")
     return value
 
 
@@ -156,21 +161,38 @@ def load(
         document = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RouteTableError(f"{path}: {error}.") from None
-    for name, url in (urls or {}).items():
-        if name in document.get("upstreams", {}):
-            document["upstreams"][name]["url"] = url
-    known = document.setdefault("limits", {})
-    known.setdefault(DEFAULT_LIMIT, {"quota": 400, "window": 2})
-    for name, values in (limits or {}).items():
-        known.setdefault(name, {}).update(values)
+    urls, limits = urls or {}, limits or {}
+    _replace(document, urls, limits)
     try:
         table = RouteTable.model_validate(document)
         mistakes = list(_contradictions(table))
     except ValidationError as error:
         mistakes = [(item["loc"], item["msg"]) for item in error.errors(include_url=False)]
     if mistakes:
-        raise RouteTableError(*(_sentence(path, text, place, reason) for place, reason in mistakes))
+        raise RouteTableError(
+            *(
+                f"{_source(path, text, place, urls, limits)}: {'.'.join(map(str, place))}: "
+                f"{reason.removeprefix('Value error, ')}."
+                for place, reason in mistakes
+            )
+        )
     return table
+
+
+def _replace(
+    document: dict[str, Any], urls: Mapping[str, str], limits: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Put values over those of the file, as far as it has the right shape; the rest is for the validation."""
+    upstreams = document.get("upstreams")
+    for name, url in urls.items():
+        if isinstance(upstreams, dict) and isinstance(upstreams.get(name), dict):
+            upstreams[name]["url"] = url
+    known = document.setdefault("limits", {})
+    if isinstance(known, dict):
+        known.setdefault(DEFAULT_LIMIT, {"quota": 400, "window": 2})
+        for name, values in limits.items():
+            if isinstance(known.setdefault(name, {}), dict):
+                known[name].update(values)
 
 
 _Place = tuple[int | str, ...]
@@ -186,6 +208,9 @@ def _contradictions(table: RouteTable) -> Iterator[tuple[_Place, str]]:
         if route.prefix in seen:
             yield ("routes", index, "prefix"), f"there is another route for {route.prefix}"
         seen.add(route.prefix)
+        if f"/{route.prefix.split('/')[1]}" in OWN_PATHS:
+            yield ("routes", index, "prefix"), f"the gateway itself answers {route.prefix}"
+        yield from _rules_that_never_hold(index, route)
         rules = (
             (("routes", index, "rules", number, "limit"), rule.limit)
             for number, rule in enumerate(route.rules)
@@ -199,9 +224,30 @@ def _contradictions(table: RouteTable) -> Iterator[tuple[_Place, str]]:
                 yield place, f"there is no limit {limit!r}"
 
 
-def _sentence(path: Path, text: str, place: _Place, reason: str) -> str:
-    where = ".".join(str(part) for part in place)
-    return f"{path}, line {_line_of(text, place)}: {where}: {reason.removeprefix('Value error, ')}."
+def _rules_that_never_hold(index: int, route: RouteSettings) -> Iterator[tuple[_Place, str]]:
+    """Find rules whose every path and method an earlier rule has (Route.policy says which holds)."""
+    earlier: set[tuple[str, Method]] = set()
+    for number, rule in enumerate(route.rules):
+        own = {(path, method) for path in rule.paths for method in rule.methods}
+        if own <= earlier:
+            yield ("routes", index, "rules", number, "paths"), "the rules above leave nothing to this one"
+        earlier |= own
+
+
+def _source(
+    path: Path,
+    text: str,
+    place: _Place,
+    urls: Mapping[str, str],
+    limits: Mapping[str, Mapping[str, object]],
+) -> str:
+    """Say where to correct a mistake: a line of the file, or the setting that replaces it."""
+    match place:
+        case ("upstreams", str(name), "url") if name in urls:
+            return f"GATEWAY_{name.upper()}_URL"
+        case ("limits", str(name), *_) if name in limits:
+            return "GATEWAY_LIMITS"
+    return f"{path}, line {_line_of(text, place)}"
 
 
 def _line_of(text: str, place: _Place) -> int:
