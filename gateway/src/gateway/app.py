@@ -112,8 +112,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             http = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT, trust_env=False))
             app.state.verifier = verifier
             metrics = stack.enter_context(closing(Metrics(settings.metrics_dir)))
-            traces = Traces.from_settings(settings)
-            stack.push_async_callback(asyncio.to_thread, traces.close)
+            tracer = app.state.tracer
+            traces = Traces(settings.trace_ratio, tracer.provider if tracer is not None else None)
             app.state.proxy = proxy = _proxy(settings, table, verifier, metrics, traces)
             stack.push_async_callback(proxy.aclose)
             app.state.directory = directory = Directory(

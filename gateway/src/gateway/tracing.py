@@ -1,4 +1,4 @@
-"""W3C Trace Context on the data path, and OpenTelemetry spans where an endpoint is set.
+"""W3C Trace Context on the data path, and OpenTelemetry spans where an endpoint is set (shared.telemetry).
 
 Without an endpoint a valid context passes as it came and a missing one is made; no OpenTelemetry package is imported.
 """
@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator
 from os import urandom
 from random import random
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from gateway.headers import RequestFields
-from gateway.settings import GatewaySettings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -51,26 +50,10 @@ class Traces:
     """Continues or starts a trace for each request."""
 
     def __init__(self, ratio: float, provider: "TracerProvider | None" = None) -> None:
-        """`ratio`: the share of the traces started here that are to be recorded."""
+        """`ratio`: the share of the traces started here that are to be recorded; without a `provider` there are no spans."""
         self._ratio = ratio
         self._ids = _random_ids()
-        self._provider = provider
         self._tracer = provider.get_tracer("gateway") if provider is not None else None
-
-    @classmethod
-    def from_settings(cls, settings: GatewaySettings) -> Self:
-        """Export spans if an endpoint is set."""
-        if settings.otel_exporter_otlp_endpoint is None:
-            return cls(settings.trace_ratio)
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-        endpoint = settings.otel_exporter_otlp_endpoint.rstrip("/") + "/v1/traces"
-        provider = TracerProvider(resource=Resource.create({"service.name": "tollhouse-gateway"}))
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
-        return cls(settings.trace_ratio, provider)
 
     def begin(self, fields: RequestFields, method: bytes, route: bytes) -> Trace:
         """Return the trace of a request; a context that is not valid counts as none, and its state with it."""
@@ -96,11 +79,6 @@ class Traces:
         if state is not None:
             lines += b"tracestate: %b\r\n" % state
         return Trace(trace_id.decode(), lines, span)
-
-    def close(self) -> None:
-        """Export what is left; waits for an answer."""
-        if self._provider is not None:
-            self._provider.shutdown()
 
 
 def _random_ids() -> Iterator[bytes]:

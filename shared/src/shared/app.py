@@ -87,6 +87,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
+    app.state.tracer = tracer
     app.state.draining = asyncio.Event()
     app.add_middleware(RequestContext, max_body_bytes=MAX_BODY_BYTES)
     for router in routers:

@@ -43,7 +43,8 @@ class Tracer:
     """Traces one service: its requests, its outgoing httpx calls and its SQL, exported over OTLP/HTTP."""
 
     def __init__(self, provider: "TracerProvider") -> None:
-        self._provider = provider
+        self.provider = provider
+        """Where whoever traces more than `instrument` does gets a tracer."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self | None:
@@ -68,13 +69,13 @@ class Tracer:
 
         FastAPIInstrumentor.instrument_app(
             app,
-            tracer_provider=self._provider,
+            tracer_provider=self.provider,
             excluded_urls="/health",
             exclude_spans=["send", "receive"],
         )
-        HTTPXClientInstrumentor().instrument(tracer_provider=self._provider)
-        PsycopgInstrumentor().instrument(tracer_provider=self._provider)
+        HTTPXClientInstrumentor().instrument(tracer_provider=self.provider)
+        PsycopgInstrumentor().instrument(tracer_provider=self.provider)
 
     def close(self) -> None:
         """Export what is left and stop."""
-        self._provider.shutdown()
+        self.provider.shutdown()
