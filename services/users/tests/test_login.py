@@ -131,8 +131,11 @@ async def test_scope_can_be_narrowed_and_never_widened(client: httpx.AsyncClient
 BAD_FORMS: dict[str, tuple[dict[str, str], int, str]] = {
     "unknown grant": ({"grant_type": "client_credentials"}, 400, "unsupported_grant_type"),
     "implicit grant": ({"grant_type": "authorization_code", "code": "x"}, 400, "unsupported_grant_type"),
-    "no password": ({"password": ""}, 401, "invalid_credentials"),
-    "no username": ({"username": ""}, 401, "invalid_credentials"),
+    "no password": ({"password": ""}, 400, "invalid_request"),
+    "no username": ({"username": ""}, 400, "invalid_request"),
+    "no refresh token": ({"grant_type": "refresh_token"}, 400, "invalid_request"),
+    "grant type huge": ({"grant_type": "x" * 100_000}, 400, "unsupported_grant_type"),
+    "grant type in capitals": ({"grant_type": "PASSWORD"}, 400, "unsupported_grant_type"),
     "password too long": ({"password": "x" * 129}, 422, "validation_failed"),
     "username too long": ({"username": "x" * 255}, 422, "validation_failed"),
     "username with NUL": ({"username": "ada\0@example.com"}, 422, "validation_failed"),
@@ -149,21 +152,87 @@ async def test_bad_token_request_is_refused(
     response = await _log_in(client, **form)
 
     assert (response.status_code, response.json()["code"]) == (status, code), response.text
+    assert response.json()["error"] == (code if status == 400 else "invalid_request")
     assert "x" * 100 not in response.text
 
 
 async def test_grant_type_may_be_named(client: httpx.AsyncClient) -> None:
     await client.post("/v1/users", json=ADA)
 
-    assert (await _log_in(client, grant_type="password")).status_code == 200
+    for name in ("password", ""):  # RFC 6749 section 3.2: a parameter without a value is as good as none
+        assert (await _log_in(client, grant_type=name)).status_code == 200
 
 
-async def test_token_endpoint_takes_a_form_and_registration_takes_json(client: httpx.AsyncClient) -> None:
-    as_json = await client.post("/v1/users/token", json={"username": "a", "password": "b"})
-    as_form = await client.post("/v1/users", data=ADA)
+@pytest.mark.parametrize("path", ["/v1/users/token", "/v1/users/token/revoke"])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "text/plain",
+        "",
+        "multipart/form-data; boundary=x",
+        "multipart/form-data; boundary=x; charset=utf-7",  # in which a lone surrogate can be spelled
+        "application/x-www-form-urlencoded2",
+    ],
+)
+async def test_token_endpoints_take_a_form_only(
+    client: httpx.AsyncClient, path: str, content_type: str
+) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="password"\r\n\r\n+2AA-\r\n--x--\r\n'
+    response = await client.post(path, content=body, headers={"Content-Type": content_type})
 
-    for response in (as_json, as_form):
-        assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
+    assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
+    assert response.json()["error"] == "invalid_request"
+
+
+async def test_registration_takes_json_only(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/users", data=ADA)
+    assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
+
+
+async def test_a_declared_charset_of_the_form_is_no_reason_to_refuse_it(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/users", json=ADA)
+    response = await client.post(
+        "/v1/users/token",
+        content=b"username=ada%40example.com&password=correct+horse+battery",
+        headers={"Content-Type": "application/x-www-form-urlencoded; charset=UTF-8"},
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/users/token", b"username=ada%40example.com&password=x&password=correct+horse+battery"),
+        ("/v1/users/token", b"username=ada%40example.com&password=correct+horse+battery&scope=a&scope=a"),
+        ("/v1/users/token", b"unknown=1&unknown=2&username=a&password=b"),
+        ("/v1/users/token/revoke", b"token=a&token=b"),
+    ],
+)
+async def test_no_parameter_may_be_given_twice(client: httpx.AsyncClient, path: str, body: bytes) -> None:
+    await client.post("/v1/users", json=ADA)
+    response = await client.post(
+        path, content=body, headers={"Content-Type": "application/x-www-form-urlencoded"}
+    )
+
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
+    assert response.json()["error"] == "invalid_request"
+
+
+async def test_nothing_the_token_endpoint_says_may_be_stored(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/users", json=ADA)
+    answers = [
+        await _log_in(client),
+        await _log_in(client, password="wrong but long enough"),
+        await _log_in(client, scope="users:admin"),
+        await _log_in(client, grant_type="refresh_token", refresh_token="x"),
+        await _log_in(client, grant_type="client_credentials"),
+        await client.post("/v1/users/token", json={}),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 401, 400, 400, 400, 415]
+    for answer in answers:
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["pragma"] == "no-cache"
 
 
 async def test_me_needs_a_token_of_somebody_who_is_there(client: httpx.AsyncClient, app: FastAPI) -> None:

@@ -138,8 +138,8 @@ async def test_the_database_holds_no_refresh_token(client: httpx.AsyncClient, ap
 
 @pytest.mark.parametrize(
     "token",
-    ["", "x", "A" * 43, "é" * 43, "A" * 5000, base64.urlsafe_b64encode(os.urandom(32)).decode()],
-    ids=["empty", "short", "unknown", "non-ascii", "huge", "padded"],
+    ["x", "A" * 43, "é" * 43, "A" * 5000, base64.urlsafe_b64encode(os.urandom(32)).decode()],
+    ids=["short", "unknown", "non-ascii", "huge", "padded"],
 )
 async def test_a_bad_refresh_token_is_a_client_error(client: httpx.AsyncClient, token: str) -> None:
     answer = await refresh(client, token)
@@ -186,9 +186,26 @@ async def test_revoking_either_token_ends_the_session(client: httpx.AsyncClient,
     assert await me(client, other) == 200
 
 
+@pytest.mark.parametrize("hint", ["refresh_token", "access_token", "something else"])
+async def test_a_wrong_hint_does_not_keep_a_token_from_being_revoked(
+    client: httpx.AsyncClient, hint: str
+) -> None:
+    tokens = await log_in(client)
+    for kind in ("refresh_token", "access_token"):
+        form = {"token": tokens[kind], "token_type_hint": hint}
+        assert (await client.post("/v1/users/token/revoke", data=form)).status_code == 200
+    await refused(client, tokens)
+
+
 async def test_revoking_what_is_no_token_is_no_error(client: httpx.AsyncClient) -> None:
-    assert (await client.post("/v1/users/token/revoke", data={"token": "nonsense"})).status_code == 200
-    assert (await client.post("/v1/users/token/revoke", data={"x": "y"})).status_code == 422
+    tokens = await log_in(client)
+    head, _, signature = tokens["access_token"].split(".")
+    forged = jwt.encode({"sid": session_of(tokens)}, key="x" * 32, algorithm="HS256").split(".")[1]
+    for token in ("nonsense", "a.b.c", "A" * 43, "é\0", f"{head}.{forged}.{signature}"):
+        assert (await client.post("/v1/users/token/revoke", data={"token": token})).status_code == 200
+    assert await me(client, tokens) == 200
+    missing = await client.post("/v1/users/token/revoke", data={"x": "y"})
+    assert (missing.status_code, missing.json()["error"]) == (422, "invalid_request")
 
 
 async def test_sessions_are_listed_with_device_and_address(client: httpx.AsyncClient) -> None:
@@ -267,9 +284,22 @@ async def test_a_restarted_service_still_refuses_what_was_revoked(
         await refused(replica, tokens)
 
 
-async def test_metadata_names_the_endpoints(client: httpx.AsyncClient, settings: UsersSettings) -> None:
-    metadata = (await client.get("/.well-known/oauth-authorization-server")).json()
+@pytest.mark.parametrize("issuer", ["https://shop.example.com", "https://shop.example.com/"])
+async def test_metadata_is_what_rfc_8414_says(settings: UsersSettings, issuer: str) -> None:
+    app = create_app(settings.model_copy(update={"token_issuer": issuer}))
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        metadata = (await client.get("/.well-known/oauth-authorization-server")).json()
 
-    assert metadata["issuer"] == settings.token_issuer
-    assert metadata["token_endpoint"] == f"{settings.token_issuer}/v1/users/token"
-    assert metadata["grant_types_supported"] == ["password", "refresh_token"]
+        assert metadata["issuer"] == issuer  # exactly what is in the tokens
+        endpoints = {name: value for name, value in metadata.items() if name.endswith(("_endpoint", "_uri"))}
+        assert endpoints == {
+            "token_endpoint": "https://shop.example.com/v1/users/token",
+            "revocation_endpoint": "https://shop.example.com/v1/users/token/revoke",
+            "jwks_uri": "https://shop.example.com/.well-known/jwks.json",
+        }
+        assert metadata["grant_types_supported"] == ["password", "refresh_token"]
+        assert metadata["response_types_supported"] == []
+        assert metadata["token_endpoint_auth_methods_supported"] == ["none"]
+        for endpoint in endpoints.values():
+            path = endpoint.removeprefix("https://shop.example.com")
+            assert (await client.options(path)).status_code == 405, "it is no endpoint"

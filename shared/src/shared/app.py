@@ -47,6 +47,7 @@ MAX_ERRORS_LISTED = 50
 """Places that a validation problem names; a body can be wrong in a hundred thousand."""
 MAX_NAME_SHOWN = 100
 """Characters of a field's name that a validation problem repeats."""
+FORM = "application/x-www-form-urlencoded"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -200,6 +201,8 @@ async def _on_validation_error(request: Request, error: RequestValidationError) 
         ValidationFailed(
             "; ".join(f"{_place(item)}: {item['msg']}" for item in details[:5]),
             errors=[_describe(item) for item in details[:MAX_ERRORS_LISTED]],
+            # Forms are what OAuth takes: its clients look here (RFC 6749 section 5.2).
+            extra={"error": "invalid_request"} if _expected_type(request) == FORM else None,
         ),
     )
 
@@ -207,7 +210,7 @@ async def _on_validation_error(request: Request, error: RequestValidationError) 
 def _expected_type(request: Request) -> str:
     route = request.scope.get("route")
     if isinstance(route, APIRoute) and route.body_field and isinstance(route.body_field.field_info, Form):
-        return "application/x-www-form-urlencoded"
+        return FORM
     return "application/json"
 
 

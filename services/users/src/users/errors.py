@@ -1,6 +1,29 @@
 """Problems that only the users service answers."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from shared.errors import Problem
+
+NOT_STORED = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+"""What RFC 6749 section 5 wants on every answer of the token endpoint."""
+
+
+class OAuthProblem(Problem):
+    """A problem that also names its `error` as RFC 6749 does (sections 4.1.2.1 and 5.2)."""
+
+    error: ClassVar[str]
+
+    def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail, headers={**NOT_STORED, **(headers or {})}, extra={"error": self.error})
+
+
+class InvalidRequest(OAuthProblem):
+    """A parameter of the token request is missing or given more than once (RFC 6749 section 5.2)."""
+
+    status = 400
+    code = error = "invalid_request"
+    title = "Invalid request"
 
 
 class EmailTaken(Problem):
@@ -11,54 +34,49 @@ class EmailTaken(Problem):
     title = "E-mail address taken"
 
 
-class InvalidCredentials(Problem):
+class InvalidCredentials(OAuthProblem):
     """Address and password do not belong to an active account. Which of them is wrong is never said."""
 
     status = 401
     code = "invalid_credentials"
     title = "Invalid credentials"
+    error = "invalid_grant"
 
     def __init__(self) -> None:
-        super().__init__(
-            "Address or password is wrong.",
-            headers={"WWW-Authenticate": "Bearer"},
-            extra={"error": "invalid_grant"},
-        )
+        super().__init__("Address or password is wrong.", headers={"WWW-Authenticate": "Bearer"})
 
 
-class InvalidGrant(Problem):
+class InvalidGrant(OAuthProblem):
     """The refresh token is unknown, expired, revoked or was used before (RFC 6749 section 5.2). Log in again."""
 
     status = 400
-    code = "invalid_grant"
+    code = error = "invalid_grant"
     title = "Invalid grant"
 
     def __init__(self) -> None:
-        super().__init__("The refresh token is not valid.", extra={"error": "invalid_grant"})
+        super().__init__("The refresh token is not valid.")
 
 
-class InvalidScope(Problem):
+class InvalidScope(OAuthProblem):
     """A scope was asked for that the account does not have (RFC 6749 section 5.2)."""
 
     status = 400
-    code = "invalid_scope"
+    code = error = "invalid_scope"
     title = "Invalid scope"
 
     def __init__(self) -> None:
-        super().__init__("The account lacks a requested scope.", extra={"error": "invalid_scope"})
+        super().__init__("The account lacks a requested scope.")
 
 
-class UnsupportedGrantType(Problem):
+class UnsupportedGrantType(OAuthProblem):
     """The token endpoint does not know this grant type (RFC 6749 section 5.2)."""
 
     status = 400
-    code = "unsupported_grant_type"
+    code = error = "unsupported_grant_type"
     title = "Unsupported grant type"
 
     def __init__(self) -> None:
-        super().__init__(
-            "Use grant_type=password or refresh_token.", extra={"error": "unsupported_grant_type"}
-        )
+        super().__init__("Use grant_type=password or refresh_token.")
 
 
 class SessionNotFound(Problem):
@@ -110,7 +128,7 @@ class PasswordBreached(Problem):
         super().__init__("This password is known from a breach.")
 
 
-class TooManyAttempts(Problem):
+class TooManyAttempts(OAuthProblem):
     """Too many wrong passwords for this account or from this address. Retry-After says when to try again.
 
     The wait grows with every failure up to a limit and ends by itself; a password reset by mail ends it for the account.
@@ -119,13 +137,10 @@ class TooManyAttempts(Problem):
     status = 429
     code = "too_many_attempts"
     title = "Too many attempts"
+    error = "temporarily_unavailable"
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(
-            f"Try again in {retry_after} s.",
-            headers={"Retry-After": str(retry_after)},
-            extra={"error": "temporarily_unavailable"},
-        )
+        super().__init__(f"Try again in {retry_after} s.", headers={"Retry-After": str(retry_after)})
 
 
 class CannotDemoteSelf(Problem):
@@ -139,12 +154,13 @@ class CannotDemoteSelf(Problem):
         super().__init__("Another administrator has to do this.")
 
 
-class HashingBusy(Problem):
+class HashingBusy(OAuthProblem):
     """Too many passwords are being checked at once. Try again."""
 
     status = 503
     code = "hashing_busy"
     title = "Too busy"
+    error = "temporarily_unavailable"
 
     def __init__(self) -> None:
         super().__init__("Too many logins at once.", headers={"Retry-After": "1"})
@@ -153,6 +169,7 @@ class HashingBusy(Problem):
 PROBLEMS: tuple[type[Problem], ...] = (
     EmailTaken,
     InvalidCredentials,
+    InvalidRequest,
     InvalidGrant,
     SessionNotFound,
     CodeInvalid,

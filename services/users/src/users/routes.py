@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Path, Request, Response
 
+from shared.app import FORM
 from shared.auth import CurrentUser
 from shared.database import Database, ReadSession, Session
 from shared.errors import InvalidToken, UnsupportedMediaType
@@ -14,7 +15,12 @@ from shared.tokens import Principal, TokenVerifier
 from users import account, audit, service, sessions, throttle
 from users.admin_routes import UsersAdmin
 from users.clients import Client, CurrentClient
-from users.errors import SessionNotFound, UnsupportedGrantType
+from users.errors import (
+    NOT_STORED,
+    InvalidRequest,
+    SessionNotFound,
+    UnsupportedGrantType,
+)
 from users.key_ring import KeyInfo, KeyRing, all_keys, life, rotate
 from users.passwords import Passwords
 from users.schemas import (
@@ -34,7 +40,6 @@ router = APIRouter(prefix="/v1/users", tags=["users"])
 well_known = APIRouter(prefix="/.well-known", tags=["keys"])
 
 JWKS_MAX_AGE = 300
-FORM = "application/x-www-form-urlencoded"
 
 
 @router.post("", status_code=201, summary="Register")
@@ -56,18 +61,21 @@ async def register_user(
     return UserRead.model_validate(user)
 
 
-async def _form_only(request: Request) -> None:
-    """Refuse other bodies: FastAPI reads them as an empty form.
+async def _oauth_form(request: Request) -> None:
+    """Hold a request to RFC 6749: a form (FastAPI reads other bodies as an empty one), no parameter twice (section 3.2).
 
     Raises:
         UnsupportedMediaType: the body is not declared to be a form.
+        InvalidRequest: a parameter is repeated: which of its values counts would be anybody's guess.
     """
-    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if declared not in (FORM, "multipart/form-data"):
-        raise UnsupportedMediaType(f"Send {FORM}.")
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
+        raise UnsupportedMediaType(f"Send {FORM}.", headers=NOT_STORED, extra={"error": "invalid_request"})
+    names = [name for name, _ in (await request.form()).multi_items()]
+    if len(names) != len(set(names)):
+        raise InvalidRequest("A parameter is given more than once.")
 
 
-@router.post("/token", dependencies=[Depends(_form_only)], summary="Get an access token")
+@router.post("/token", dependencies=[Depends(_oauth_form)], summary="Get an access token")
 async def create_token(
     form: Annotated[TokenForm, Form()],
     request: Request,
@@ -83,6 +91,8 @@ async def create_token(
     database: Database = request.app.state.database
     match form.grant_type:
         case "password":
+            if not (form.username and form.password.get_secret_value()):
+                raise InvalidRequest("Send username and password.")
             async with throttle.guarding(database, settings, email=form.username, client=client):
                 user = await service.authenticate(
                     database,
@@ -95,11 +105,12 @@ async def create_token(
                 session, "login.succeeded", actor_id=user.id, subject_user_id=user.id, client=client
             )
         case "refresh_token":
-            token = form.refresh_token.get_secret_value()
+            if not (token := form.refresh_token.get_secret_value()):
+                raise InvalidRequest("Send refresh_token.")
             granted = await sessions.refresh(database, settings, token, scope=form.scope, client=client)
         case _:
             raise UnsupportedGrantType
-    response.headers["Cache-Control"] = "no-store"
+    response.headers.update(NOT_STORED)
     return TokenRead(
         access_token=issue_access_token(
             settings,
@@ -114,7 +125,7 @@ async def create_token(
     )
 
 
-@router.post("/token/revoke", dependencies=[Depends(_form_only)], summary="Revoke a token")
+@router.post("/token/revoke", dependencies=[Depends(_oauth_form)], summary="Revoke a token")
 async def revoke_token(
     form: Annotated[RevocationForm, Form()], request: Request, client: CurrentClient
 ) -> dict[str, str]:
@@ -200,12 +211,13 @@ def _describe(info: KeyInfo) -> SigningKeyRead:
 @well_known.get("/oauth-authorization-server", summary="Authorization server metadata")
 async def read_metadata(request: Request) -> AuthorizationServer:
     """Return what an OAuth client needs to know (RFC 8414)."""
-    settings: UsersSettings = request.app.state.settings
+    issuer: str = request.app.state.settings.token_issuer
+    url = issuer.rstrip("/")
     return AuthorizationServer(
-        issuer=settings.token_issuer,
-        token_endpoint=f"{settings.token_issuer}/v1/users/token",
-        revocation_endpoint=f"{settings.token_issuer}/v1/users/token/revoke",
-        jwks_uri=f"{settings.token_issuer}/.well-known/jwks.json",
+        issuer=issuer,
+        token_endpoint=f"{url}/v1/users/token",
+        revocation_endpoint=f"{url}/v1/users/token/revoke",
+        jwks_uri=f"{url}/.well-known/jwks.json",
         scopes_supported=sorted(service.ADMIN_SCOPES),
     )
 
