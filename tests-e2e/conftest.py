@@ -23,7 +23,7 @@ from shared.testing import TokenIssuer, eventually, free_offset
 ACCESS_TOKEN_TTL = 40
 """Seconds: short enough to see a token expire, long enough for any journey."""
 START_TIMEOUT = 120
-PORTS = (8000, 8001, 8002, 8003, 8090, 14222, 15432)
+PORTS = (8000, 8001, 8002, 8003, 8090, 8091, 8092, 8093, 14222, 15432)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

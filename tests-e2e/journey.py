@@ -44,6 +44,15 @@ class System:
             f"http://127.0.0.1:{int(self.url.rpartition(':')[2]) - _PORTS['gateway'] + _METRICS_PORT}/metrics"
         )
 
+    async def numbers(self, process: str) -> dict[str, float]:
+        """Return what a service of the embedded stack counts, by series."""
+        offset = int(self.url.rpartition(":")[2]) - _PORTS["gateway"]
+        url = f"http://127.0.0.1:{offset + _METRICS_PORT + _PORTS[process] - _PORTS['gateway']}/metrics"
+        async with httpx.AsyncClient(trust_env=False) as client:
+            lines = (await client.get(url)).text.splitlines()
+        series = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(number) for name, _, number in series}
+
     def pid(self, process: str) -> int:
         """Return the pid of a process of the embedded stack."""
         assert self.data_dir is not None

@@ -150,6 +150,23 @@ async def test_one_openapi_document_describes_all_services(system: System) -> No
     }
 
 
+async def test_the_way_of_an_event_can_be_followed_in_the_metrics(embedded: System, ada: Person) -> None:
+    applied = 'consumer_events_total{consumer="notifications",result="applied"}'
+    published = (await embedded.numbers("items"))["outbox_published_total"]
+    received = (await embedded.numbers("notifications"))[applied]
+
+    await ada.offer()
+
+    async def arrived() -> bool:
+        return (await embedded.numbers("notifications"))[applied] > received
+
+    await eventually(arrived)
+    items = await embedded.numbers("items")
+    assert items["outbox_published_total"] > published
+    assert items["outbox_relay_active"] == 1
+    assert {"outbox_backlog", "outbox_oldest_seconds", 'consumer_pending{consumer="items"}'} <= items.keys()
+
+
 async def test_an_expired_token_is_refused_and_its_socket_closed(ada: Person) -> None:
     expires_at = jwt.decode(ada.token, options={"verify_signature": False})["exp"]
     if expires_at - time.time() > 120:

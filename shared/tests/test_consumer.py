@@ -4,36 +4,40 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import orjson
-import psycopg
 import pytest
 from nats.aio.msg import Msg
-from nats.js.api import ConsumerInfo
-from psycopg import sql
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from structlog.testing import capture_logs
 
 from shared import consumer as consumer_module
 from shared import pull as pull_module
 from shared import streams as streams_module
 from shared.broker import Broker
-from shared.consumer import Consumer, Handler, Subscription
+from shared.consumer import Consumer, Handler, Result, Subscription
 from shared.database import Database
+from shared.dead_letters import DeadLetter
 from shared.events import Envelope, encode
 from shared.ids import new_id
+from shared.metrics import Collector, Metrics, exposition
 from shared.streams import DEAD, EVENTS, declare
+from shared.tasks import running
 from shared.testing import eventually
+from stack.testing import refusing_connections
 
 pytestmark = pytest.mark.integration
 
 SUBSCRIPTION = Subscription(EVENTS, "notifications", "events.>")
 COUNTED = "items.item.counted.v1"
+RESULTS = ("applied", "repeated", "ignored", "failed", "dead")
 
 Publish = Callable[..., Awaitable[str]]
 
@@ -59,13 +63,19 @@ async def operator(connected: Any) -> AsyncIterator[Broker]:
 def publish(operator: Broker, counted: Any) -> Publish:
     """Publish one event; `message` replaces the whole of it, `attributes` parts of its envelope."""
 
-    async def publish(number: int = 1, *, message: bytes | None = None, **attributes: Any) -> str:
+    async def publish(
+        number: int = 1,
+        *,
+        message: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        **attributes: Any,
+    ) -> str:
         outgoing = encode(counted(of=1, number=number))
         payload = (
             orjson.dumps({**orjson.loads(outgoing.payload), **attributes}) if message is None else message
         )
         # No Nats-Msg-Id: the same event may be published again, as beyond the duplicate window.
-        await operator.js.publish(outgoing.subject, payload)
+        await operator.js.publish(outgoing.subject, payload, headers=headers)
         return str(attributes.get("id", outgoing.id))
 
     return publish
@@ -288,15 +298,24 @@ async def test_delivery_limit_sets_aside_before_the_handler_runs_again(
         calls += 1
         raise RuntimeError("never")
 
-    await publish()
+    await publish(headers={"Traceparent": "as it came"})
+    sent = [(await operator.js.get_msg(EVENTS, 1)).data]
     async with consume(fail):
         await eventually(lambda: _settled(operator))
 
     assert calls == 3
     assert await notes() == []
     (dead,) = await _dead(operator)
-    assert dead.headers["Tollhouse-Deliveries"] == "4"
-    assert "3 times" in dead.headers["Tollhouse-Cause"]
+    letter = DeadLetter.from_headers(dead.headers)
+    assert letter.deliveries == 4
+    assert letter.cause.startswith(
+        "delivered 3 times without success; last: RuntimeError at tests/test_consumer.py:"
+    )
+    assert letter.first_failure_at is not None
+    assert letter.last_failure_at is not None
+    assert letter.published_at <= letter.first_failure_at < letter.last_failure_at
+    assert letter.headers == {"Traceparent": "as it came"}
+    assert dead.data == sent[0]
 
 
 async def test_dead_letter_waits_until_it_can_be_stored(
@@ -330,20 +349,6 @@ async def _was_delivered_again(operator: Broker) -> bool:
         raise LookupError(str(error)) from error
 
 
-@contextmanager
-def _closed(postgres_dsn: str, database_url: str) -> Iterator[None]:
-    """Refuse every connection to the database for the length of the block."""
-    name = database_url.rpartition("/")[2]
-    statement = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
-    with psycopg.connect(postgres_dsn, autocommit=True) as admin:
-        admin.execute(statement.format(sql.Identifier(name), sql.Literal(False)))
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-        try:
-            yield
-        finally:
-            admin.execute(statement.format(sql.Identifier(name), sql.Literal(True)))
-
-
 async def test_message_is_held_while_the_database_is_away(
     consume: Any,
     publish: Publish,
@@ -358,13 +363,13 @@ async def test_message_is_held_while_the_database_is_away(
     attempts = asyncio.Semaphore(0)
 
     class Attentive(Consumer):
-        async def _apply(self, event: Envelope) -> None:
+        async def _apply(self, event: Envelope) -> Result:
             attempts.release()
-            await super()._apply(event)
+            return await super()._apply(event)
 
     async with consume(kind=Attentive):
         await eventually(lambda: _settled(operator))
-        with _closed(postgres_dsn, database_url):
+        with refusing_connections(postgres_dsn, database_url):
             event_id = await publish()
             for _ in range(3):
                 await attempts.acquire()
@@ -388,13 +393,13 @@ async def test_stopping_ends_in_time_though_the_database_is_away(
     tried = asyncio.Event()
 
     class Attentive(Consumer):
-        async def _apply(self, event: Envelope) -> None:
+        async def _apply(self, event: Envelope) -> Result:
             tried.set()
-            await super()._apply(event)
+            return await super()._apply(event)
 
     async with consume(kind=Attentive) as task:
         await eventually(lambda: _settled(operator))
-        with _closed(postgres_dsn, database_url):
+        with refusing_connections(postgres_dsn, database_url):
             event_id = await publish()
             await tried.wait()
             task.cancel()
@@ -485,3 +490,97 @@ async def test_unknown_types_and_attributes_are_ignored(
 
     assert await notes() == [known]
     assert await _dead(operator) == []
+
+
+async def test_declaration_that_changed_is_brought_to_the_consumer_and_nothing_repeats(
+    consume: Any, publish: Publish, notes: Any, operator: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await publish(1)
+    async with consume():
+        await eventually(lambda: _settled(operator))
+
+    monkeypatch.setattr(consumer_module, "ACK_WAIT", 45.0)
+    async with consume():
+        after = await publish(2)
+        await eventually(lambda: _are(notes, [before, after]))
+        assert (await _state(operator)).config.ack_wait == 45.0
+
+
+async def test_declaration_that_conflicts_is_refused_in_a_sentence(
+    consume: Any, publish: Publish, notes: Any, operator: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "CONFLICT_INTERVAL", 0.05)
+    config = ConsumerConfig(
+        durable_name=SUBSCRIPTION.durable,
+        filter_subject=SUBSCRIPTION.subject,
+        ack_policy=AckPolicy.EXPLICIT,
+        deliver_policy=DeliverPolicy.NEW,
+    )
+    await operator.js.add_consumer(EVENTS, config)
+    event_id = await publish()
+
+    with capture_logs() as logs:
+        async with consume():
+            await eventually(lambda: [entry for entry in logs if entry["event"] == "consumer.conflict"])
+            assert (await _state(operator)).config.deliver_policy == DeliverPolicy.NEW
+            await operator.js.delete_consumer(EVENTS, SUBSCRIPTION.durable)
+            await eventually(lambda: _are(notes, [event_id]))
+
+    said = next(entry["error"] for entry in logs if entry["event"] == "consumer.conflict")
+    assert said.startswith("Consumer notifications of stream EVENTS cannot be changed: ")
+    assert "deliver policy" in said
+
+
+async def test_consumer_shows_what_it_does_and_how_far_it_is_behind(
+    nats_server: Any, database: Database, probe_settings: Any, publish: Publish, operator: Broker,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(consumer_module, "MEASURE_INTERVAL", 0.05)
+    monkeypatch.setattr(consumer_module, "MAX_DELIVERIES", 2)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def fail_on_five(session: AsyncSession, event: Envelope) -> None:
+        begun.set()
+        await go_on.wait()
+        if event.data["number"] == 5:
+            raise RuntimeError
+        await take_note(session, event)
+
+    for number in range(1, 6):
+        await publish(number)
+    await publish(1, type="items.item.unheard_of.v1")
+    repeated = await publish(6)
+    await publish(6, id=repeated)
+
+    def numbers() -> dict[str, float]:
+        return {
+            line.rpartition(" ")[0].replace('consumer="notifications"', "").strip("{},"): float(
+                line.rpartition(" ")[2]
+            )
+            for line in exposition(Collector(tmp_path).collect()).decode().splitlines()
+            if not line.startswith("#")
+        }
+
+    with closing(Metrics(tmp_path)) as metrics:
+        async with Broker(probe_settings.model_copy(update=nats_server.settings("notifications"))) as broker:
+            consumer = Consumer(
+                broker,
+                database,
+                SUBSCRIPTION,
+                {COUNTED: fail_on_five},
+                service="notifications",
+                metrics=metrics,
+            )
+            async with running(consumer.run()):
+                await begun.wait()
+                await eventually(lambda: numbers()["consumer_ack_pending"] == 8)
+                go_on.set()
+                await eventually(lambda: _settled(operator))
+                await eventually(lambda: numbers()["consumer_ack_pending"] == 0)
+
+        found = numbers()
+    assert found["consumer_pending"] == 0
+    results = {name: found[f'consumer_events_total{{,result="{name}"'] for name in RESULTS}
+    assert results == {"applied": 5, "ignored": 1, "repeated": 1, "failed": 2, "dead": 1}
+    assert found["consumer_redeliveries_total"] == 2
+    assert found["consumer_delay_seconds_count"] == 5

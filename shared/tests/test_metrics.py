@@ -124,3 +124,11 @@ def test_page_is_served_on_a_port_of_its_own_and_nothing_is_left_behind() -> Non
         with pytest.raises(OSError, match="in use"), exporting("127.0.0.1", port):
             pass
     assert not directory.exists()
+
+
+def test_level_is_measured_alike_by_all_and_the_highest_is_shown(tmp_path: Path) -> None:
+    with closing(Metrics(tmp_path)) as first, closing(Metrics(tmp_path)) as second:
+        for one, seen in ((first, 7.0), (second, 5.0)):
+            one.cells[one.level("backlog", "Waiting.")] = seen
+
+        assert page(tmp_path) == ["# HELP backlog Waiting.", "# TYPE backlog gauge", "backlog 7"]

@@ -1,7 +1,7 @@
 """The outbox: state and event share a commit, and nothing is left of a rollback."""
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 import pytest
@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from shared import outbox, telemetry
 from shared.database import Database
-from shared.events import Envelope, encode
+from shared.events import MAX_EVENT_BYTES, Envelope, Event, encode
 from shared.outbox import OutboxRow
 from shared.relay import windows
 
@@ -98,6 +98,26 @@ def test_event_is_a_cloud_event(counted: Any) -> None:
         "data": {"of": 7, "number": 3},
     }
     assert Envelope.model_validate_json(outgoing.payload).data == {"of": 7, "number": 3}
+
+
+class Wordy(Event):
+    type: ClassVar[str] = "items.item.described.v1"
+
+    note: str
+
+    def aggregate_id(self) -> int:
+        return 1
+
+    def aggregate_version(self) -> int:
+        return 1
+
+
+def test_event_that_could_never_be_published_is_refused(counted: Any) -> None:
+    for unfit in ("", "a.b", "a b", "*", ">", "ü", "x" * 129):
+        with pytest.raises(ValueError, match="cannot stand in a subject"):
+            encode(counted.model_construct(of=unfit, number=1))
+    with pytest.raises(ValueError, match="more than an event may have"):
+        encode(Wordy(note="x" * MAX_EVENT_BYTES))
 
 
 def test_event_carries_the_trace_context_of_the_request(counted: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import psycopg
 import pytest
+from nats.js.api import DiscardPolicy
 from nats.js.errors import NotFoundError
 from sqlalchemy import func, select
 
@@ -25,6 +26,7 @@ from shared.relay import RELAY_LOCK, Relay
 from shared.streams import EVENTS, declare
 from shared.tasks import running
 from shared.testing import eventually
+from stack.testing import refusing_connections
 
 pytestmark = pytest.mark.integration
 
@@ -289,6 +291,79 @@ async def test_kill_between_publish_and_mark_publishes_once(
             await eventually(lambda: _all_published(database))
 
         assert await _numbers(operator) == [(1, 1), (2, 1), (1, 2)]
+
+
+async def test_relay_that_hangs_loses_its_lock_and_what_it_does_later_repeats_nothing(
+    probe_settings: Any, nats_server: Any, connected: Any, database: Database, database_url: str, write: Write
+) -> None:
+    await write(1, 2)
+    async with connected("operator") as operator:
+        await declare(operator.js)
+        environment = {**os.environ, **nats_server.environment("items"), "ITEMS_DATABASE_URL": database_url}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(Path(__file__).with_name("hanging_relay.py")), env=environment
+        )
+        try:
+            await eventually(lambda: _is_stopped(process.pid))  # with the rows read, and nothing published
+            async with _relaying(probe_settings, nats_server, database):
+                await eventually(lambda: _is(operator, [(1, 1), (1, 2)]))
+                await write(3)
+                await eventually(lambda: _is(operator, [(1, 1), (1, 2), (1, 3)]))
+
+                process.send_signal(signal.SIGCONT)
+                assert await process.wait() == 0  # it has published what it held, and found its lock gone
+                assert await _numbers(operator) == [(1, 1), (1, 2), (1, 3)]
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+async def test_relay_goes_on_after_the_database_was_away(
+    probe_settings: Any,
+    nats_server: Any,
+    connected: Any,
+    database: Database,
+    database_url: str,
+    postgres_dsn: str,
+    write: Write,
+) -> None:
+    async with connected("operator") as operator, _relaying(probe_settings, nats_server, database):
+        await declare(operator.js)
+        await write(1)
+        await eventually(lambda: _is(operator, [(1, 1)]))
+        with refusing_connections(postgres_dsn, database_url):
+            pass
+        await write(2)
+        await eventually(lambda: _is(operator, [(1, 1), (1, 2)]))
+
+
+async def test_window_that_nats_refuses_in_part_is_published_in_order_later(
+    probe_settings: Any, nats_server: Any, connected: Any, database: Database, write: Write
+) -> None:
+    async with connected("operator") as operator:
+        await declare(operator.js)
+        full = (await operator.js.stream_info(EVENTS)).config
+        full.max_msgs, full.discard = 1, DiscardPolicy.NEW
+        await operator.js.update_stream(full)
+        await write(1, of=1)
+        await write(1, of=2)
+        await write(2, of=1)
+        async with _relaying(probe_settings, nats_server, database):
+            await eventually(lambda: _is(operator, [(1, 1)]))
+            await eventually(lambda: _are_left(database, 2))
+
+            full.max_msgs = -1
+            await operator.js.update_stream(full)
+            await eventually(lambda: _is(operator, [(1, 1), (2, 1), (1, 2)]))
+
+
+async def _are_left(database: Database, count: int) -> bool:
+    return await _unpublished(database) == count
 
 
 async def test_flush_publishes_what_is_left_at_the_end_of_a_drain(

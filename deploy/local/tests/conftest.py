@@ -31,6 +31,7 @@ PORTS = (
     settings.METRICS,
     settings.NATS,
     settings.POSTGRES,
+    *map(settings.metrics_of, (settings.USERS, settings.ITEMS, settings.NOTIFICATIONS)),
 )
 
 

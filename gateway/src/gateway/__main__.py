@@ -1,37 +1,16 @@
 """`python -m gateway serve`, `python -m gateway check`."""
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 
 from gateway.routes import RouteTable, RouteTableError
 from gateway.settings import GatewaySettings
-from shared.metrics import exporting
 from shared.server import main, run
 
 
 def serve(settings: GatewaySettings) -> None:
     """Serve until SIGTERM."""
     _table(settings)
-    with _metrics(settings):
-        run(settings, "gateway.app:create", http="gateway.edge:GatewayProtocol", ws="none")
-
-
-@contextmanager
-def _metrics(settings: GatewaySettings) -> Iterator[None]:
-    """Export what all workers count; they find the place in the environment that they inherit."""
-    if settings.metrics_port is None:
-        yield
-        return
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(exporting(settings.metrics_bind_host, settings.metrics_port))
-        except OSError as error:
-            where = f"{settings.metrics_bind_host} port {settings.metrics_port}"
-            sys.exit(f"gateway: cannot listen on {where} for metrics: {error.strerror}.")
-        os.environ["GATEWAY_METRICS_DIR"] = str(folder)
-        yield
+    run(settings, "gateway.app:create", http="gateway.edge:GatewayProtocol", ws="none")
 
 
 def check(settings: GatewaySettings) -> None:

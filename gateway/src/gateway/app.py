@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +111,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             )
             http = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT, trust_env=False))
             app.state.verifier = verifier
-            metrics = stack.enter_context(closing(Metrics(settings.metrics_dir)))
+            metrics: Metrics = app.state.metrics
             tracer = app.state.tracer
             traces = Traces(settings.trace_ratio, tracer.provider if tracer is not None else None)
             app.state.proxy = proxy = _proxy(settings, table, verifier, metrics, traces)
@@ -120,7 +120,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
                 {name: upstream.url for name, upstream in table.upstreams.items()}, http
             )
             _show_states(proxy.meters, verifier, app.state.revocations, revoked, directory)
-            await stack.enter_async_context(running(directory.watch(), metrics.watch()))
+            await stack.enter_async_context(running(directory.watch()))
             yield
 
     app = create_base_app(

@@ -35,15 +35,6 @@ class GatewaySettings(Settings):
     cors_credentials: bool = Field(False, description="Whether such pages may send cookies.")
     hsts: bool = Field(False, description="Whether clients reach the gateway by TLS only.")
 
-    metrics_port: Port | None = Field(
-        None, description="Port that answers GET /metrics for Prometheus. Unset: none does."
-    )
-    metrics_bind_host: str = Field(
-        "127.0.0.1", description="Address of that port; it should not be open to clients."
-    )
-    metrics_dir: Path | None = Field(
-        None, description="Where the processes count. Set by the main process for its workers."
-    )
     trace_ratio: float = Field(
         1.0,
         ge=0,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -36,9 +36,11 @@ from shared.errors import (
 )
 from shared.health import Check, health_routes
 from shared.logs import get_logger
+from shared.metrics import Metrics
 from shared.middleware import RequestContext, request_id_of
 from shared.openapi import RESPONSES, describe
 from shared.settings import Settings
+from shared.tasks import running
 
 log = get_logger(__name__)
 
@@ -76,7 +78,7 @@ def create_app(
         title=title,
         summary=summary,
         version=version(f"tollhouse-{settings.service}"),
-        lifespan=_around(tracer, lifespan),
+        lifespan=_around(settings, tracer, lifespan),
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -104,13 +106,17 @@ def create_app(
     return app
 
 
-def _around(tracer: telemetry.Tracer | None, lifespan: Lifespan | None) -> Lifespan:
-    """Run a service's lifespan between the two things every service does: notice a drain, flush the traces."""
+def _around(settings: Settings, tracer: telemetry.Tracer | None, lifespan: Lifespan | None) -> Lifespan:
+    """Run a service's lifespan between what every service does: notice a drain, count, flush the traces.
+
+    What is counted in `app.state.metrics` is there from before the service's lifespan until after it.
+    """
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
-        with draining_on_signals(app.state.draining):
-            async with lifespan(app) if lifespan else nullcontext():
+        with draining_on_signals(app.state.draining), closing(Metrics(settings.metrics_dir)) as metrics:
+            app.state.metrics = metrics
+            async with running(metrics.watch()), lifespan(app) if lifespan else nullcontext():
                 yield
         if tracer is not None:
             await asyncio.to_thread(tracer.close)  # it exports what is left, and waits for an answer

@@ -1,5 +1,6 @@
 """Domain events as CloudEvents 1.0 (JSON), and the commands that travel the same way."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, ClassVar
 
@@ -10,6 +11,9 @@ from shared.ids import new_id
 from shared.telemetry import current_traceparent
 from shared.times import utc_now
 
+MAX_EVENT_BYTES = 64 * 1024
+"""Longest event as it travels. It bounds what a relay and a consumer hold in memory, by their batch."""
+_SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 EVENT_TYPE = r"^[a-z_]+\.[a-z_]+\.[a-z_]+\.v[0-9]+$"
 
 
@@ -69,11 +73,18 @@ class Outgoing(BaseModel):
 
 
 def encode(event: Event, *, event_id: str | None = None, time: datetime | None = None) -> Outgoing:
-    """Wrap an event in its CloudEvents envelope and address it on NATS."""
+    """Wrap an event in its CloudEvents envelope and address it on NATS.
+
+    Raises:
+        ValueError: it could never be published (longer than MAX_EVENT_BYTES, or its aggregate's id is no token of a
+            NATS subject): better that its transaction fails than that it stops the outbox.
+    """
     service, entity, verb, _version = event.type.split(".")
     kind, sender = ("commands", event.sender) if isinstance(event, Command) else ("events", service)
     event_id = event_id or new_id()
     aggregate_id = str(event.aggregate_id())
+    if not _SUBJECT_TOKEN.fullmatch(aggregate_id):
+        raise ValueError(f"{event.type}: the aggregate's id cannot stand in a subject")
     envelope = {
         "specversion": "1.0",
         "id": event_id,
@@ -88,9 +99,12 @@ def encode(event: Event, *, event_id: str | None = None, time: datetime | None =
     }
     if (traceparent := current_traceparent()) is not None:
         envelope["traceparent"] = traceparent
+    payload = orjson.dumps(envelope)
+    if len(payload) > MAX_EVENT_BYTES:
+        raise ValueError(f"{event.type}: {len(payload)} bytes are more than an event may have")
     return Outgoing(
         id=event_id,
         subject=f"{kind}.{service}.{entity}.{verb}.{aggregate_id}",
         aggregate=f"{service}.{entity}.{aggregate_id}",
-        payload=orjson.dumps(envelope),
+        payload=payload,
     )

@@ -33,9 +33,12 @@ LATENCY_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 """Upper bounds of a latency histogram's buckets, in seconds; a last one has no bound."""
 
 _CELL_BYTES: Final = 8
+_PRESENT: Final = frozenset({"gauge", "level"})
+"""Kinds that say how it is now: nothing of them stays of a process that is gone."""
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  # TemporaryDirectory makes a name of its own in it
 
-Kind = Literal["counter", "gauge", "histogram"]
+Kind = Literal["counter", "gauge", "level", "histogram"]
+"""A level is a gauge of something that all processes see alike: the highest is shown, not the sum."""
 
 
 class Cell(NamedTuple):
@@ -80,6 +83,10 @@ class Metrics:
     def gauge(self, family: str, help: str, **labels: str) -> int:  # noqa: A002
         """Return the index of a number that may fall. Several processes' are added up."""
         return self._cell(Cell("gauge", family, help, tuple(labels.items())))
+
+    def level(self, family: str, help: str, **labels: str) -> int:  # noqa: A002
+        """Return the index of a number that may fall and that every process measures of the same thing."""
+        return self._cell(Cell("level", family, help, tuple(labels.items())))
 
     def histogram(self, family: str, help: str, **labels: str) -> tuple[int, int]:  # noqa: A002
         """Return the index of the first bucket (the others follow) and that of the sum.
@@ -156,7 +163,7 @@ class Collector:
                     dead = _unlocked(file.fileno())
                     numbers = _read(names.read_bytes(), file.read())
                 if dead:
-                    _add(self._buried, {cell: n for cell, n in numbers.items() if cell.kind != "gauge"})
+                    _add(self._buried, {cell: n for cell, n in numbers.items() if cell.kind not in _PRESENT})
                     cells.unlink()
                     names.unlink()
                 else:
@@ -191,7 +198,10 @@ def _read(names: bytes, memory: bytes) -> dict[Cell, float]:
 
 def _add(total: dict[Cell, float], numbers: Mapping[Cell, float]) -> None:
     for cell, number in numbers.items():
-        total[cell] = total.get(cell, 0.0) + number
+        if cell.kind == "level":
+            total[cell] = max(total.get(cell, number), number)
+        else:
+            total[cell] = total.get(cell, 0.0) + number
 
 
 def exposition(numbers: Mapping[Cell, float]) -> bytes:
@@ -202,7 +212,8 @@ def exposition(numbers: Mapping[Cell, float]) -> bytes:
     lines = []
     for family, members in sorted(families.items()):
         first, _ = members[0]
-        lines += [f"# HELP {family} {first.help}", f"# TYPE {family} {first.kind}"]
+        kind = "gauge" if first.kind == "level" else first.kind
+        lines += [f"# HELP {family} {first.help}", f"# TYPE {family} {kind}"]
         running: dict[tuple[tuple[str, str], ...], float] = {}
         for cell, number in members:
             if cell.suffix == "_bucket":  # cells count for themselves, Prometheus wants what is below a bound

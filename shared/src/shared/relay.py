@@ -6,9 +6,10 @@ losing the connection is losing the lock. Every replica runs one and waits for i
 
 import asyncio
 from contextlib import suppress
+from typing import cast
 
 from nats.errors import Error as NATSError
-from nats.js.api import Header
+from nats.js.api import Header, PubAck
 from nats.js.errors import NotFoundError
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shared.broker import Broker
 from shared.database import Database
 from shared.logs import get_logger
+from shared.metrics import Metrics
 from shared.outbox import OutboxRow
 from shared.streams import COMMANDS, EVENTS, ensure
 
@@ -29,6 +31,9 @@ TAKEOVER_INTERVAL = 1.0
 """Seconds between two tries to become the active relay."""
 RETRY_INTERVAL = 1.0
 PUBLISH_TIMEOUT = 5.0
+HUNG_AFTER = 30
+"""Seconds of silence after which PostgreSQL drops an active relay's connection, and with it the lock: a process that
+hangs, or whose machine is gone, is replaced. Every wait between two statements is shorter."""
 RELAY_LOCK = 7_305_811_002
 
 
@@ -39,7 +44,15 @@ class NotPublished(ConnectionError):
 class Relay:
     """Publishes one database's outbox while it is the active one, and pokes the active one while it is not."""
 
-    def __init__(self, database: Database, broker: Broker, *, service: str) -> None:
+    def __init__(
+        self, database: Database, broker: Broker, *, service: str, metrics: Metrics | None = None
+    ) -> None:
+        self._metrics = metrics = metrics or Metrics()
+        self._leads = metrics.gauge(
+            "outbox_relay_active", "Processes whose relay is the active one: 1 in all."
+        )
+        self._published = metrics.counter("outbox_published_total", "Events and commands published.")
+        self._failures = metrics.counter("outbox_publish_failures_total", "Batches that NATS did not take.")
         self._database = database
         self._broker = broker
         self._poke = f"poke.{service}"
@@ -91,7 +104,9 @@ class Relay:
 
     async def _lead(self, session: AsyncSession) -> None:
         self._active = True
+        self._metrics.cells[self._leads] = 1
         try:
+            await session.execute(text(f"SET idle_session_timeout = '{HUNG_AFTER}s'"))
             await self._ensure_streams()
             while True:
                 # Without NATS for longer than a moment, a replica that has it may be active instead.
@@ -101,6 +116,7 @@ class Relay:
                 try:
                     await self._publish_all(session)
                 except (NotPublished, NATSError) as error:
+                    self._metrics.cells[self._failures] += 1
                     log.warning("relay.publish_failed", error=str(error) or type(error).__name__)
                     await asyncio.sleep(RETRY_INTERVAL)
                     continue
@@ -111,10 +127,12 @@ class Relay:
                 await session.execute(text("SELECT 1"))
         finally:
             self._active = False
+            self._metrics.cells[self._leads] = 0
             await self._unlock(session)
 
     async def _unlock(self, session: AsyncSession) -> None:
         try:
+            await session.execute(text("RESET idle_session_timeout"))
             await session.execute(select(func.pg_advisory_unlock(RELAY_LOCK)))
         except (SQLAlchemyError, OSError):
             # The connection may be well enough to live on in the pool, and the lock with it: close it for good.
@@ -134,30 +152,39 @@ class Relay:
     async def _publish(self, session: AsyncSession, rows: list[OutboxRow]) -> None:
         """Publish rows in windows that hold each aggregate once, so that its versions never overtake each other."""
         for window in windows(rows):
-            futures = [
-                await self._broker.js.publish_async(
-                    row.subject,
-                    row.payload,
-                    headers={Header.MSG_ID: row.event_id},
-                    wait_stall=PUBLISH_TIMEOUT,
-                )
-                for row in window
-            ]
-            done, pending = await asyncio.wait(futures, timeout=PUBLISH_TIMEOUT)
-            for future in pending:
-                future.cancel()
-            errors = [error for future in done if (error := future.exception()) is not None]
-            published = [
-                row
-                for row, future in zip(window, futures, strict=True)
-                if future in done and future.exception() is None
-            ]
+            published, error = await self._publish_window(window)
             if published:
                 await self._mark(session, published)
+                self._metrics.cells[self._published] += len(published)
                 log.info("outbox.relayed", count=len(published))
-            if errors or pending:
+            if error is not None:
                 await self._ensure_streams()
-                raise NotPublished(str(errors[0]) if errors else "no acknowledgement in time")
+                raise NotPublished(str(error) or type(error).__name__)
+
+    async def _publish_window(self, window: list[OutboxRow]) -> tuple[list[OutboxRow], Exception | None]:
+        """Return the rows that JetStream has, and why it has not the others."""
+        sent: list[tuple[OutboxRow, asyncio.Future[PubAck]]] = []
+        error: Exception | None = None
+        try:
+            for row in window:
+                headers = {Header.MSG_ID: row.event_id}
+                acknowledged = await self._broker.js.publish_async(
+                    row.subject, row.payload, headers=headers, wait_stall=PUBLISH_TIMEOUT
+                )
+                sent.append((row, acknowledged))
+        except NATSError as refused:  # the rest of the window was not sent
+            error = refused
+        published = []
+        if sent:
+            await asyncio.wait([future for _, future in sent], timeout=PUBLISH_TIMEOUT)
+        for row, future in sent:
+            if future.cancel():
+                error = error or TimeoutError("no acknowledgement in time")
+            elif (failure := future.exception()) is not None:
+                error = error or cast("Exception", failure)
+            else:
+                published.append(row)
+        return published, error
 
     async def _mark(self, session: AsyncSession, rows: list[OutboxRow]) -> None:
         """Remember events as published; forget commands, which may carry secrets and are never replayed."""

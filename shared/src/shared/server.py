@@ -2,10 +2,12 @@
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -15,6 +17,7 @@ from uvicorn.supervisors import Multiprocess
 
 from shared import logs
 from shared.edge import EdgeProtocol
+from shared.metrics import exporting
 from shared.settings import Settings
 
 KEEP_ALIVE = 75
@@ -76,13 +79,30 @@ def run(
         ws_per_message_deflate=False,
     )
     listener = _bind(settings)
-    if settings.workers > 1:
-        Multiprocess(config, sockets=[listener]).run()
-        return
-    server = _Server(config)
-    server.run(sockets=[listener])
+    with _exporting(settings):
+        if settings.workers > 1:
+            Multiprocess(config, sockets=[listener]).run()
+            return
+        server = _Server(config)
+        server.run(sockets=[listener])
     if not server.started:
         sys.exit(STARTUP_FAILURE)
+
+
+@contextmanager
+def _exporting(settings: Settings) -> Iterator[None]:
+    """Export what all workers count; they find the place in the environment that they inherit."""
+    if settings.metrics_port is None:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(exporting(settings.metrics_bind_host, settings.metrics_port))
+        except OSError as error:
+            where = f"{settings.metrics_bind_host} port {settings.metrics_port}"
+            sys.exit(f"{settings.service}: cannot listen on {where} for metrics: {error.strerror}.")
+        os.environ[f"{settings.service.upper()}_METRICS_DIR"] = str(folder)
+        yield
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -59,6 +59,16 @@ class Settings(BaseSettings):
         None, description="OTLP/HTTP endpoint for traces. Unset: no telemetry, at no cost."
     )
 
+    metrics_port: Port | None = Field(
+        None, description="Port that answers GET /metrics for Prometheus. Unset: none does."
+    )
+    metrics_bind_host: str = Field(
+        "127.0.0.1", description="Address of that port; it should not be open to clients."
+    )
+    metrics_dir: Path | None = Field(
+        None, description="Where the processes count. Set by the main process for its workers."
+    )
+
     nats_url: str = Field("nats://127.0.0.1:14222", description="NATS servers, separated by commas.")
     nats_user: str | None = Field(None, description="NATS user. Default: the service's name.")
     nats_password: SecretStr = Field(SecretStr(""), description="Password of the NATS user.")
@@ -116,6 +126,11 @@ class DatabaseSettings(Settings):
     database_pool_size: int = Field(10, ge=1, description="Connections per process.")
     database_pool_timeout: float = Field(
         5.0, gt=0, description="Seconds to wait for a free connection before answering 503."
+    )
+    outbox_retention_days: float = Field(
+        7,
+        gt=0,
+        description="Days that published events stay in the outbox, to refill a lost stream from.",
     )
     migrations_dir: Path | None = Field(
         None, description="Directory of the migrations. Default: beside the service's sources."

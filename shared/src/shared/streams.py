@@ -5,6 +5,7 @@
 
 import asyncio
 import sys
+from datetime import timedelta
 from typing import ClassVar
 
 import nats.errors
@@ -20,6 +21,8 @@ from shared.settings import Settings
 DUPLICATE_WINDOW = 3600
 HOUR = 3600
 DAY = 24 * HOUR
+MAX_EVENT_AGE = timedelta(days=30)
+"""How long the stream keeps an event: until then it may be delivered again."""
 _NAME_IN_USE = 10058
 
 EVENTS = "EVENTS"
@@ -40,7 +43,7 @@ def declarations(replicas: int = 1) -> tuple[StreamConfig, ...]:
             name=EVENTS,
             description="Domain events",
             subjects=["events.>"],
-            max_age=30 * DAY,
+            max_age=MAX_EVENT_AGE.total_seconds(),
             allow_direct=True,
             **common,  # type: ignore[arg-type]
         ),

@@ -89,6 +89,12 @@ def port_of(spec: ServiceSpec, settings: StackSettings) -> int:
     return settings.port(settings.gateway_port if spec.name == GATEWAY else spec.port)
 
 
+def metrics_port_of(spec: ServiceSpec, settings: StackSettings) -> int | None:
+    """The port that answers `GET /metrics` for `spec` in this stack."""
+    base = settings.gateway_metrics_port if spec.name == GATEWAY else ports.metrics_of(spec.port)
+    return settings.port(base) if base else None
+
+
 def environment(
     spec: ServiceSpec,
     system: System,
@@ -108,15 +114,13 @@ def environment(
     assigned = {
         "BIND_HOST": host,
         "PORT": str(port_of(spec, settings)),
+        "METRICS_PORT": str(metrics_port_of(spec, settings) or ""),
         "LOG_FORMAT": "json",
         "NATS_URL": f"nats://127.0.0.1:{settings.port(ports.NATS)}",
         "NATS_USER": spec.name,
         "NATS_PASSWORD": credentials[f"nats.{spec.name}"],
         "JWKS_URL": f"http://127.0.0.1:{settings.port(ports.USERS)}/.well-known/jwks.json",
     }
-    if spec.name == GATEWAY:
-        metrics_port = settings.gateway_metrics_port
-        assigned["METRICS_PORT"] = str(settings.port(metrics_port)) if metrics_port else ""
     if database_url is not None:
         assigned["DATABASE_URL"] = database_url
     values = {**urls, **credentials, "data_dir": str(settings.data_dir)}

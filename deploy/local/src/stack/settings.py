@@ -61,7 +61,11 @@ class StackSettings(BaseModel):
     def _ports_exist(self) -> Self:
         chosen = {"GATEWAY_METRICS_PORT": self.gateway_metrics_port} if self.gateway_metrics_port else {}
         chosen["GATEWAY_PORT"] = self.gateway_port
-        fixed = (USERS, ITEMS, NOTIFICATIONS, NATS, POSTGRES)
+        fixed = (
+            *(port for base in (USERS, ITEMS, NOTIFICATIONS) for port in (base, metrics_of(base))),
+            NATS,
+            POSTGRES,
+        )
         bases = (*fixed, *chosen.values())
         if not all(1 <= self.port(base) <= HIGHEST_PORT for base in bases):
             raise ValueError("PORT_OFFSET moves a port out of the range 1 to 65535")
@@ -102,6 +106,11 @@ class StackSettings(BaseModel):
         except ValidationError as failure:
             raise StackError(" ".join(_explain(failure))) from None
         return settings.model_copy(update={"data_dir": (folder / settings.data_dir.expanduser()).resolve()})
+
+
+def metrics_of(port: int) -> int:
+    """The port, before PORT_OFFSET, that a service's metrics are on: 8091 for 8001, and so on."""
+    return METRICS + port - GATEWAY
 
 
 def reachable(bind_host: str) -> str:

@@ -271,8 +271,12 @@ class Supervisor:
             self._options.gateway_bind_host,
             self._options.port(self._options.gateway_port),
         )
-        if self._options.gateway_metrics_port:
-            listed["metrics"] = ("127.0.0.1", self._options.port(self._options.gateway_metrics_port))
+        for spec in self.system.services:
+            if (port := services.metrics_port_of(spec, self._options)) is not None:
+                listed["metrics" if spec.name == services.GATEWAY else f"{spec.name} metrics"] = (
+                    "127.0.0.1",
+                    port,
+                )
         listed["nats"] = ("127.0.0.1", self._options.port(ports.NATS))
         listed["postgres"] = ("127.0.0.1", self._options.port(ports.POSTGRES))
         return listed

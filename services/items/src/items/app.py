@@ -18,6 +18,7 @@ from shared.errors import DatabaseUnavailable
 from shared.relay import Relay
 from shared.revocations import verifying
 from shared.tasks import running
+from shared.upkeep import Upkeep
 
 
 def create() -> FastAPI:
@@ -51,9 +52,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(database.close)
         broker = await stack.enter_async_context(Broker(settings))
         app.state.verifier, *_ = await stack.enter_async_context(verifying(settings, broker))
-        relay = Relay(database, broker, service=settings.service)
+        relay = Relay(database, broker, service=settings.service, metrics=app.state.metrics)
+        upkeep = Upkeep(database, settings, app.state.metrics)
         # Flushed after its task has ended and before the connections close.
         stack.push_async_callback(relay.flush)
-        consumer = Consumer(broker, database, SUBSCRIPTION, HANDLERS, service=settings.service)
-        await stack.enter_async_context(running(relay.run(), consumer.run()))
+        consumer = Consumer(
+            broker, database, SUBSCRIPTION, HANDLERS, service=settings.service, metrics=app.state.metrics
+        )
+        await stack.enter_async_context(running(relay.run(), upkeep.run(), consumer.run()))
         yield

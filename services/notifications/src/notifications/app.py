@@ -21,6 +21,7 @@ from shared.errors import DatabaseUnavailable
 from shared.relay import Relay
 from shared.revocations import verifying
 from shared.tasks import running
+from shared.upkeep import Upkeep
 
 
 def create() -> FastAPI:
@@ -54,7 +55,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(database.close)
         broker = await stack.enter_async_context(Broker(settings))
         app.state.verifier, *_ = await stack.enter_async_context(verifying(settings, broker))
-        relay = Relay(database, broker, service=settings.service)
+        relay = Relay(database, broker, service=settings.service, metrics=app.state.metrics)
+        upkeep = Upkeep(database, settings, app.state.metrics)
         # Flushed after its task has ended and before the connections close.
         stack.push_async_callback(relay.flush)
         app.state.hub = hub = Hub(memory=settings.replay_memory)
@@ -62,11 +64,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.mailer = mail = mailer.Mailer(
             database, mailer.transport(settings), sender=settings.mail_from
         )
-        consumer = Consumer(broker, database, SUBSCRIPTION, HANDLERS, service=settings.service)
+        consumer = Consumer(
+            broker, database, SUBSCRIPTION, HANDLERS, service=settings.service, metrics=app.state.metrics
+        )
         commands = Consumer(
-            broker, database, COMMAND_SUBSCRIPTION, COMMAND_HANDLERS, service=settings.service
+            broker,
+            database,
+            COMMAND_SUBSCRIPTION,
+            COMMAND_HANDLERS,
+            service=settings.service,
+            metrics=app.state.metrics,
         )
         await stack.enter_async_context(
-            running(relay.run(), live_reader.run(), mail.run(), consumer.run(), commands.run())
+            running(relay.run(), upkeep.run(), live_reader.run(), mail.run(), consumer.run(), commands.run())
         )
         yield

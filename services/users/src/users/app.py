@@ -13,6 +13,7 @@ from shared.errors import DatabaseUnavailable, StartupRefused
 from shared.relay import Relay
 from shared.revocations import verifying
 from shared.tasks import running
+from shared.upkeep import Upkeep
 from users import account_routes, admin, admin_routes, service
 from users.errors import PROBLEMS, PasswordBreached, PasswordTooCommon
 from users.housekeeping import keep_house
@@ -68,10 +69,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         http = httpx.AsyncClient(trust_env=False, mounts={str(settings.jwks_url): own_keys})
         broker = await stack.enter_async_context(Broker(settings))
         app.state.verifier, *_ = await stack.enter_async_context(verifying(settings, broker, http=http))
-        relay = Relay(database, broker, service=settings.service)
+        relay = Relay(database, broker, service=settings.service, metrics=app.state.metrics)
+        upkeep = Upkeep(database, settings, app.state.metrics)
         # Flushed after its task has ended and before the connections close.
         stack.push_async_callback(relay.flush)
-        await stack.enter_async_context(running(relay.run(), keys.follow(), keep_house(database, settings)))
+        await stack.enter_async_context(
+            running(relay.run(), upkeep.run(), keys.follow(), keep_house(database, settings))
+        )
         yield
 
 
