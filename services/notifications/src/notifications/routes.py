@@ -5,10 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from notifications import service
+from notifications.errors import MailNotFound, NotificationNotFound, RecipientNotAllowed, TooManyMails
 from notifications.mailer import Mailer
 from notifications.schemas import MailCreate, MailQueued, MailRead, NotificationRead, UnreadCount
 from shared.auth import requires
 from shared.database import ReadSession, Session, wake_after_commit
+from shared.openapi import problems
 from shared.text import Id, Positive
 from shared.tokens import Principal
 
@@ -53,13 +55,20 @@ async def mark_all_notifications_read(me: Reader, session: Session) -> None:
     await service.mark_all_read(session, user_id=me.id)
 
 
-@router.post("/{notification_id}/read", status_code=204, summary="Mark one as read")
+@router.post(
+    "/{notification_id}/read",
+    status_code=204,
+    summary="Mark one as read",
+    responses=problems(NotificationNotFound),
+)
 async def mark_notification_read(notification_id: NotificationId, me: Reader, session: Session) -> None:
     """Mark a notification as read; doing so twice changes nothing."""
     await service.mark_read(session, notification_id, user_id=me.id)
 
 
-@router.post("/email", status_code=202, summary="Send a mail")
+@router.post(
+    "/email", status_code=202, summary="Send a mail", responses=problems(RecipientNotAllowed, TooManyMails)
+)
 async def send_email(body: MailCreate, me: Sender, request: Request, session: Session) -> MailQueued:
     """Store a mail; a worker delivers it, with retries."""
     job = await service.queue_mail(
@@ -75,7 +84,7 @@ async def send_email(body: MailCreate, me: Sender, request: Request, session: Se
     return MailQueued(id=job.id)
 
 
-@router.get("/email/{mail_id}", summary="Read what became of a mail")
+@router.get("/email/{mail_id}", summary="Read what became of a mail", responses=problems(MailNotFound))
 async def read_email(mail_id: MailId, me: Sender, session: ReadSession) -> MailRead:
     """Return the state of a mail that the caller sent."""
     return MailRead.model_validate(await service.get_mail(session, mail_id, user_id=me.id))

@@ -26,7 +26,21 @@ def _with_ascii_domain(address: str) -> str:
 class NotificationRead(BaseModel):
     """Something a person was told."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(
+        from_attributes=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": 12,
+                    "kind": "item_created",
+                    "title": "“Brass compass” is on offer",
+                    "data": {"item_id": 1},
+                    "read_at": "2026-01-02T04:05:06Z",
+                    "created_at": "2026-01-02T03:04:05Z",
+                }
+            ]
+        },
+    )
 
     id: int
     kind: str
@@ -38,6 +52,8 @@ class NotificationRead(BaseModel):
 
 class UnreadCount(BaseModel):
     """How many notifications are unread."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"unread": 2}]})
 
     unread: int
 
@@ -60,6 +76,8 @@ class MailCreate(BaseModel):
 class MailQueued(BaseModel):
     """The mail is stored and will be delivered."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"queued": True, "id": 3}]})
+
     queued: Literal[True] = True
     id: int
 
@@ -67,7 +85,21 @@ class MailQueued(BaseModel):
 class MailRead(BaseModel):
     """What became of a mail."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(
+        from_attributes=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": 3,
+                    "state": "sent",
+                    "attempts": 2,
+                    "last_error": "421 Try again later",
+                    "created_at": "2026-01-02T03:04:05Z",
+                    "sent_at": "2026-01-02T03:04:06Z",
+                }
+            ]
+        },
+    )
 
     id: int
     state: Literal["queued", "sent", "failed"]

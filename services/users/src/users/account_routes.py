@@ -4,8 +4,17 @@ from fastapi import APIRouter, Request
 
 from shared.auth import CurrentUser
 from shared.database import Database, ReadSession, Session
+from shared.openapi import problems
 from users import account, audit, service, throttle
 from users.clients import CurrentClient
+from users.errors import (
+    NEW_PASSWORD,
+    CodeInvalid,
+    EmailTaken,
+    InvalidCredentials,
+    TooManyAttempts,
+    UserNotFound,
+)
 from users.passwords import Passwords
 from users.schemas import (
     AddressRequest,
@@ -20,13 +29,13 @@ from users.settings import UsersSettings
 router = APIRouter(prefix="/v1/users", tags=["account"])
 
 
-@router.get("/me", summary="Read the own account")
+@router.get("/me", summary="Read the own account", responses=problems(UserNotFound))
 async def read_own_account(me: CurrentUser, session: ReadSession) -> UserRead:
     """Return the account that the access token belongs to."""
     return UserRead.model_validate(await service.get(session, me.id))
 
 
-@router.patch("/me", summary="Change the own account")
+@router.patch("/me", summary="Change the own account", responses=problems(UserNotFound))
 async def patch_own_account(body: UserPatch, me: CurrentUser, session: Session) -> UserRead:
     """Apply a JSON merge patch (RFC 7396). Publishes `users.user.updated.v1`."""
     changes = body.model_dump()
@@ -35,7 +44,7 @@ async def patch_own_account(body: UserPatch, me: CurrentUser, session: Session) 
     return UserRead.model_validate(await account.rename(session, me.id, changes["full_name"]))
 
 
-@router.delete("/me", status_code=204, summary="Delete the own account")
+@router.delete("/me", status_code=204, summary="Delete the own account", responses=problems(UserNotFound))
 async def delete_own_account(
     me: CurrentUser, request: Request, client: CurrentClient, session: Session
 ) -> None:
@@ -47,7 +56,12 @@ async def delete_own_account(
     await audit.record(session, "account.deleted", actor_id=me.id, subject_user_id=me.id, client=client)
 
 
-@router.post("/me/password", status_code=204, summary="Change the own password")
+@router.post(
+    "/me/password",
+    status_code=204,
+    summary="Change the own password",
+    responses=problems(InvalidCredentials, UserNotFound, TooManyAttempts, *NEW_PASSWORD),
+)
 async def change_own_password(
     body: PasswordChange, me: CurrentUser, request: Request, client: CurrentClient, session: Session
 ) -> None:
@@ -74,7 +88,7 @@ async def change_own_password(
     await audit.record(session, "password.changed", actor_id=me.id, subject_user_id=me.id, client=client)
 
 
-@router.post("/me/email", status_code=202, summary="Change the own address")
+@router.post("/me/email", status_code=202, summary="Change the own address", responses=problems(UserNotFound))
 async def change_own_email(body: AddressRequest, me: CurrentUser, request: Request, session: Session) -> None:
     """Mail a code to the new address; `POST /v1/users/verify-email/confirm` with it makes it the account's."""
     await account.request_email_change(session, request.app.state.settings, me.id, body.email)
@@ -86,7 +100,12 @@ async def request_email_verification(body: AddressRequest, request: Request, ses
     await account.request_verification(session, request.app.state.settings, body.email)
 
 
-@router.post("/verify-email/confirm", status_code=204, summary="Verify an address by its code")
+@router.post(
+    "/verify-email/confirm",
+    status_code=204,
+    summary="Verify an address by its code",
+    responses=problems(CodeInvalid, EmailTaken),
+)
 async def confirm_email(body: CodeConfirmation, client: CurrentClient, session: Session) -> None:
     """Use the code from the mail: the address is verified, and a new one becomes the account's."""
     user_id = await account.confirm_email(session, body.code)
@@ -99,7 +118,12 @@ async def request_password_reset(body: AddressRequest, request: Request, session
     await account.request_password_reset(session, request.app.state.settings, body.email)
 
 
-@router.post("/password-reset/confirm", status_code=204, summary="Set a new password by a code")
+@router.post(
+    "/password-reset/confirm",
+    status_code=204,
+    summary="Set a new password by a code",
+    responses=problems(CodeInvalid, *NEW_PASSWORD),
+)
 async def confirm_password_reset(
     body: PasswordReset, request: Request, client: CurrentClient, session: Session
 ) -> None:

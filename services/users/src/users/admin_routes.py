@@ -6,10 +6,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from shared.auth import requires
 from shared.database import ReadSession, Session
+from shared.openapi import problems
 from shared.text import Id, Positive, Text
 from shared.tokens import Principal
 from users import admin, service
 from users.clients import CurrentClient
+from users.errors import CannotDemoteSelf, UserNotFound
 from users.schemas import UserAdminPatch, UserRead
 
 router = APIRouter(prefix="/v1/users", tags=["administration"])
@@ -41,13 +43,15 @@ async def list_users(
 
 
 # `:int` leaves /v1/users/token and its like to their own methods.
-@router.get("/{user_id:int}", summary="Read an account")
+@router.get("/{user_id:int}", summary="Read an account", responses=problems(UserNotFound))
 async def read_user(_: UsersAdmin, user_id: UserId, session: ReadSession) -> UserRead:
     """Return one account."""
     return UserRead.model_validate(await service.get(session, user_id))
 
 
-@router.patch("/{user_id:int}", summary="Change an account")
+@router.patch(
+    "/{user_id:int}", summary="Change an account", responses=problems(UserNotFound, CannotDemoteSelf)
+)
 async def patch_user(
     me: UsersAdmin,
     user_id: UserId,
@@ -66,7 +70,12 @@ async def patch_user(
     return UserRead.model_validate(user)
 
 
-@router.delete("/{user_id:int}/sessions", status_code=204, summary="End a person's sessions")
+@router.delete(
+    "/{user_id:int}/sessions",
+    status_code=204,
+    summary="End a person's sessions",
+    responses=problems(UserNotFound),
+)
 async def end_user_sessions(
     me: UsersAdmin, user_id: UserId, request: Request, client: CurrentClient, session: Session
 ) -> None:

@@ -166,6 +166,9 @@ class HashingBusy(OAuthProblem):
         super().__init__("Too many logins at once.", headers={"Retry-After": "1"})
 
 
+NEW_PASSWORD: tuple[type[Problem], ...] = (PasswordTooCommon, PasswordBreached, HashingBusy)
+"""What setting a password may answer."""
+
 PROBLEMS: tuple[type[Problem], ...] = (
     EmailTaken,
     InvalidCredentials,

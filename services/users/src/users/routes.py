@@ -9,22 +9,31 @@ from shared.app import FORM
 from shared.auth import CurrentUser
 from shared.database import Database, ReadSession, Session
 from shared.errors import InvalidToken, UnsupportedMediaType
-from shared.text import Text
+from shared.openapi import problems
 from shared.times import utc_now
 from shared.tokens import Principal, TokenVerifier
 from users import account, audit, service, sessions, throttle
 from users.admin_routes import UsersAdmin
 from users.clients import Client, CurrentClient
 from users.errors import (
+    NEW_PASSWORD,
     NOT_STORED,
+    EmailTaken,
+    HashingBusy,
+    InvalidCredentials,
+    InvalidGrant,
     InvalidRequest,
+    InvalidScope,
     SessionNotFound,
+    TooManyAttempts,
     UnsupportedGrantType,
 )
 from users.key_ring import KeyInfo, KeyRing, all_keys, life, rotate
 from users.passwords import Passwords
 from users.schemas import (
+    EXAMPLE_SESSION_ID,
     AuthorizationServer,
+    KeySet,
     RevocationForm,
     SessionRead,
     SigningKeyRead,
@@ -40,9 +49,17 @@ router = APIRouter(prefix="/v1/users", tags=["users"])
 well_known = APIRouter(prefix="/.well-known", tags=["keys"])
 
 JWKS_MAX_AGE = 300
+SessionId = Annotated[
+    str,
+    Path(
+        pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        description="The session's id.",
+        examples=[EXAMPLE_SESSION_ID],
+    ),
+]
 
 
-@router.post("", status_code=201, summary="Register")
+@router.post("", status_code=201, summary="Register", responses=problems(EmailTaken, *NEW_PASSWORD))
 async def register_user(
     body: UserCreate, request: Request, client: CurrentClient, session: Session
 ) -> UserRead:
@@ -75,7 +92,20 @@ async def _oauth_form(request: Request) -> None:
         raise InvalidRequest("A parameter is given more than once.")
 
 
-@router.post("/token", dependencies=[Depends(_oauth_form)], summary="Get an access token")
+@router.post(
+    "/token",
+    dependencies=[Depends(_oauth_form)],
+    summary="Get an access token",
+    responses=problems(
+        InvalidRequest,
+        InvalidCredentials,
+        InvalidGrant,
+        InvalidScope,
+        UnsupportedGrantType,
+        TooManyAttempts,
+        HashingBusy,
+    ),
+)
 async def create_token(
     form: Annotated[TokenForm, Form()],
     request: Request,
@@ -125,7 +155,12 @@ async def create_token(
     )
 
 
-@router.post("/token/revoke", dependencies=[Depends(_oauth_form)], summary="Revoke a token")
+@router.post(
+    "/token/revoke",
+    dependencies=[Depends(_oauth_form)],
+    summary="Revoke a token",
+    responses=problems(InvalidRequest),
+)
 async def revoke_token(
     form: Annotated[RevocationForm, Form()], request: Request, client: CurrentClient
 ) -> dict[str, str]:
@@ -161,9 +196,14 @@ async def end_own_sessions(
     await _record_end(session, me, client)
 
 
-@router.delete("/me/sessions/{session_id}", status_code=204, summary="End one own session")
+@router.delete(
+    "/me/sessions/{session_id}",
+    status_code=204,
+    summary="End one own session",
+    responses=problems(SessionNotFound),
+)
 async def end_own_session(
-    session_id: Annotated[Text, Path(max_length=64, description="The session's id.")],
+    session_id: SessionId,
     me: CurrentUser,
     request: Request,
     client: CurrentClient,
@@ -222,7 +262,7 @@ async def read_metadata(request: Request) -> AuthorizationServer:
     )
 
 
-@well_known.get("/jwks.json", summary="Keys that verify access tokens")
+@well_known.get("/jwks.json", response_model=KeySet, summary="Keys that verify access tokens")
 async def read_jwks(request: Request) -> Response:
     """Return the JSON Web Key Set (RFC 7517)."""
     keys: KeyRing = request.app.state.keys
