@@ -37,7 +37,7 @@ def generate(folder: Path) -> None:
         _write(folder / "openapi" / f"{service}.json", documents[service])
     # In the order in which the gateway knows them.
     services = {name: documents[name] for name in GatewaySettings().route_table().upstreams}
-    merged = gateway.app.create_app(GatewaySettings()).state.merge_openapi(services)
+    merged = gateway.app.create_app(GatewaySettings()).state.documents.merge(services)
     _write(folder / "openapi.json", merged)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from gateway import openapi
+from gateway.methods import Methods
 from gateway.routes import Routes, RouteTable
 from shared.errors import InternalError, catalogue
 
@@ -196,6 +197,25 @@ def test_a_service_that_is_away_is_marked(routes: Routes) -> None:
     assert merged["x-tollhouse-stale"] == ["b"]
     assert "x-tollhouse-stale" not in merged["paths"]["/open/a"]["get"]
     assert merged["paths"]["/open/b"]["get"]["x-tollhouse-stale"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        (b"/things", "GET, HEAD, POST, OPTIONS"),
+        (b"/things/7", "PUT, DELETE, OPTIONS"),
+        (b"/things/mine", "GET, HEAD, OPTIONS"),
+        (b"/things/7/parts", None),
+        (b"/thingsx7", None),
+    ],
+)
+def test_allow_names_the_methods_of_the_path(path: bytes, allow: str | None) -> None:
+    paths = {
+        "/things": {"get": {}, "post": {}, "description": "not a method"},
+        "/things/{id}": {"put": {}, "delete": {}},
+        "/things/mine": {"get": {}},
+    }
+    assert Methods({"paths": paths}).allow(path) == allow
 
 
 def test_catalogues_are_ordered_and_each_code_stands_once() -> None:

@@ -1,24 +1,20 @@
 """The gateway's application: what the gateway itself owns, on FastAPI, and the life of the data path beside it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import fastapi_offline
 import httpx
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
-from fastapi.responses import HTMLResponse
-from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 
 from gateway import openapi
 from gateway.accesslog import AccessLog
 from gateway.cors import Cors
 from gateway.directory import TIMEOUT, Directory, Service
+from gateway.documents import add_documents
 from gateway.errors import GATEWAY_PROBLEMS
 from gateway.headers import HSTS, SECURITY_HEADERS
 from gateway.meters import Meters
@@ -38,8 +34,6 @@ from shared.tasks import running
 from shared.tokens import TokenVerifier
 
 PROBLEMS = (*COMMON_PROBLEMS, *EDGE_PROBLEMS, *GATEWAY_PROBLEMS)
-ASSETS = Path(fastapi_offline.__file__).with_name("static")
-
 TAGS = {
     "gateway": "What this is, and every problem that it may answer.",
     "health": "For whoever runs it: does it live, can it serve.",
@@ -114,7 +108,9 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             metrics: Metrics = app.state.metrics
             tracer = app.state.tracer
             traces = Traces(settings.trace_ratio, tracer.provider if tracer is not None else None)
-            app.state.proxy = proxy = _proxy(settings, table, verifier, metrics, traces)
+            app.state.proxy = proxy = _proxy(
+                settings, table, verifier, metrics, traces, allow_of=app.state.documents.allow
+            )
             stack.push_async_callback(proxy.aclose)
             app.state.directory = directory = Directory(
                 {name: upstream.url for name, upstream in table.upstreams.items()}, http
@@ -126,19 +122,25 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app = create_base_app(
         settings,
         title="Tollhouse",
-        summary="Everything behind one URL.",
+        summary="Items, accounts and notifications behind one URL.",
         routers=[router],
         lifespan=lifespan,
         problems=(*EDGE_PROBLEMS, *GATEWAY_PROBLEMS),
         tags=TAGS,
+        openapi_url=None,  # documents.py serves the one of all services
     )
-    app.mount("/docs/assets", StaticFiles(directory=ASSETS), name="docs-assets")
-    _merge_openapi(app, Routes(table))
+    add_documents(app, Routes(table))
     return app
 
 
 def _proxy(
-    settings: GatewaySettings, table: RouteTable, verifier: TokenVerifier, metrics: Metrics, traces: Traces
+    settings: GatewaySettings,
+    table: RouteTable,
+    verifier: TokenVerifier,
+    metrics: Metrics,
+    traces: Traces,
+    *,
+    allow_of: Callable[[bytes], str | None],
 ) -> Proxy:
     loop = asyncio.get_running_loop()
     routes = Routes(table)
@@ -153,6 +155,7 @@ def _proxy(
         access_log=AccessLog(settings),
         trusted_proxies=settings.trusted_proxies,
         headers=[*SECURITY_HEADERS, HSTS] if settings.hsts else SECURITY_HEADERS,
+        allow_of=allow_of,
     )
 
 
@@ -174,27 +177,6 @@ def _show_states(
 
 def _alive(service: Service) -> bool:
     return service.alive
-
-
-def _merge_openapi(app: FastAPI, routes: Routes) -> None:
-    """Let the document be that of all services; it is made anew when one of theirs has changed."""
-    app.description = openapi.DESCRIPTION
-    app.license_info = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
-    app.servers = [{"url": "/", "description": "This gateway."}]
-    app.state.merge_openapi = merge = partial(openapi.merge, app.openapi(), routes=routes)
-    made: dict[int, dict[str, Any]] = {}
-
-    def merged() -> dict[str, Any]:
-        directory: Directory = app.state.directory
-        if directory.version not in made:
-            made.clear()
-            made[directory.version] = merge(
-                {service.name: service.openapi for service in directory.services},
-                stale=[service.name for service in directory.services if service.stale],
-            )
-        return made[directory.version]
-
-    app.openapi = merged  # type: ignore[method-assign]  # FastAPI's documented way to extend its document
 
 
 @router.get("/", tags=["gateway"], summary="Say what this is")
@@ -237,34 +219,3 @@ async def list_errors(request: Request) -> list[ProblemKind]:
     return [
         ProblemKind.model_validate(entry) for entry in openapi.merge_catalogues(catalogue(PROBLEMS), services)
     ]
-
-
-@router.get("/docs", include_in_schema=False)
-async def docs() -> HTMLResponse:
-    """Swagger UI, from our own assets."""
-    return get_swagger_ui_html(
-        openapi_url="/openapi.json",
-        title="Tollhouse",
-        oauth2_redirect_url="/docs/oauth2-redirect",
-        swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-        swagger_css_url="/docs/assets/swagger-ui.css",
-        swagger_favicon_url="/docs/assets/favicon.png",
-    )
-
-
-@router.get("/docs/oauth2-redirect", include_in_schema=False)
-async def oauth2_redirect() -> HTMLResponse:
-    """Swagger UI's page for the end of an authorization."""
-    return get_swagger_ui_oauth2_redirect_html()
-
-
-@router.get("/redoc", include_in_schema=False)
-async def redoc() -> HTMLResponse:
-    """ReDoc, from our own assets."""
-    return get_redoc_html(
-        openapi_url="/openapi.json",
-        title="Tollhouse",
-        redoc_js_url="/docs/assets/redoc.standalone.js",
-        redoc_favicon_url="/docs/assets/favicon.png",
-        with_google_fonts=False,
-    )

@@ -29,8 +29,6 @@ STALE: Final = "x-tollhouse-stale"
 """At the top: the services whose part is their last good copy, because they are away; at an operation: true."""
 
 DESCRIPTION: Final = """\
-Items, accounts and notifications behind one URL.
-
 **Authenticate** by `Authorization: Bearer <access token>`. `POST /v1/users` makes an account, `POST /v1/users/token` gives
 an access token and a refresh token. Access tokens live for minutes; a refresh token is good for one use and brings its
 successor.

@@ -5,7 +5,7 @@ An exchange knows its client only as `Client`, so that the wire's rules stay in 
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from email.utils import formatdate
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from time import perf_counter, time
@@ -64,6 +64,10 @@ class Client(Protocol):
         """The response has been written whole."""
 
 
+def _unknown(_path: bytes) -> None:
+    """Know no path's methods."""
+
+
 class Proxy:
     """What all exchanges of a process share."""
 
@@ -79,6 +83,7 @@ class Proxy:
         meters: Meters,
         traces: Traces,
         trusted_proxies: Iterable[IPv4Network | IPv6Network] = (),
+        allow_of: Callable[[bytes], str | None] = _unknown,
     ) -> None:
         self.routes = routes
         self.upstreams = upstreams
@@ -91,6 +96,7 @@ class Proxy:
         self.filter = RequestFilter()
         self.own_headers = headers
         """Fields of every response."""
+        self.allow_of = allow_of
         self.own_lines = b"".join(b"%b: %b\r\n" % field for field in headers)
         self._date = b""
         self._date_until = 0.0
@@ -277,7 +283,7 @@ class Exchange:
             return
         try:
             if head.method not in route.methods:
-                raise MethodNotAllowed(headers={"Allow": route.allow})
+                raise MethodNotAllowed(headers={"Allow": self._allow()})
             if route.websocket:
                 raise UpgradeRequired
             if head.content_length is not None and head.content_length > route.body_limit:
@@ -503,13 +509,17 @@ class Exchange:
         }
         self.status = 204
         self.keep_alive = self.keep_alive and self.client.body_complete and not self.client.draining
-        self._out += (STATUS_LINE[204], b"allow: %b\r\n" % self.route.allow.encode())
+        self._out += (STATUS_LINE[204], b"allow: %b\r\n" % self._allow().encode())
         if b"access-control-request-method" in asked:
             headers = asked.get(b"access-control-request-headers")
             self._out.append(self.proxy.cors.preflight_lines(self._fields.origin, self.route.allow, headers))
             self._fields.origin = None  # said already
         self._out.append(self._own_lines())
         self._end()
+
+    def _allow(self) -> str:
+        """Return the methods of the path, or of its route where no document tells."""
+        return self.proxy.allow_of(self.path) or self.route.allow
 
     def _own_lines(self) -> bytes:
         """Return the gateway's own fields, and the end of the head."""

@@ -66,6 +66,7 @@ def create_app(
     problems: Sequence[type[Problem]] = (),
     scopes: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
+    openapi_url: str | None = "/openapi.json",
 ) -> FastAPI:
     """Build a service: its routers, with health, errors, request ids, logs and telemetry around them.
 
@@ -80,6 +81,7 @@ def create_app(
         version=version(f"tollhouse-{settings.service}"),
         lifespan=_around(settings, tracer, lifespan),
         redirect_slashes=False,
+        openapi_url=openapi_url,
         docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
