@@ -247,6 +247,61 @@ async def test_the_answer_does_not_say_whether_the_address_exists(
     assert known.headers.keys() == unknown.headers.keys()
 
 
+@pytest.mark.parametrize("path", ["/v1/users/verify-email", "/v1/users/password-reset"])
+async def test_the_answer_comes_before_anybody_looks_whether_the_address_exists(
+    client: httpx.AsyncClient, app: FastAPI, mails: Mails, path: str
+) -> None:
+    await client.post("/v1/users", json=ADA)
+    async with app.state.database.transaction() as session:
+        # Whoever would so much as read accounts now has to wait.
+        await session.execute(text("LOCK TABLE users, mailed_codes IN ACCESS EXCLUSIVE MODE"))
+        known = await client.post(path, json={"email": ADA["email"]})
+        unknown = await client.post(path, json={"email": "nobody@example.com"})
+    assert (known.status_code, unknown.status_code) == (202, 202)
+
+    async def all_dealt_with() -> bool:
+        async with app.state.database.reading() as session:
+            return not await session.scalar(text("SELECT count(*) FROM code_requests"))
+
+    await eventually(all_dealt_with)
+    template = "reset_password" if "reset" in path else "verify_email"
+    await mails.code(template, ADA["email"], after=template == "verify_email")
+    assert {command["data"]["to"] for command in await mails.all()} == {ADA["email"]}
+
+
+async def test_a_request_for_a_code_outlives_the_process_that_took_it(
+    settings: UsersSettings, client: httpx.AsyncClient, app: FastAPI, mails: Mails
+) -> None:
+    await client.post("/v1/users", json=ADA)
+    gone = create_app(settings)
+    async with app.state.database.transaction() as session:
+        request = {"purpose": "reset_password", "email": ADA["email"]}
+        await session.execute(
+            text("INSERT INTO code_requests (purpose, email) VALUES (:purpose, :email)").bindparams(**request)
+        )
+
+    async with serving(gone):
+        assert await mails.code("reset_password", ADA["email"])
+
+
+async def test_one_account_cannot_mail_many_addresses(settings: UsersSettings, mails: Mails) -> None:
+    slow = create_app(settings.model_copy(update={"code_interval": 60}))
+    async with serving(slow) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        await client.post("/v1/users", json=ADA)
+        await log_in(client)
+        answers = [
+            await client.post("/v1/users/me/email", json={"email": f"friend{number}@example.com"})
+            for number in range(3)
+        ]
+        await mails.code("change_email", "friend0@example.com")
+        sent = [command["data"]["to"] for command in await mails.all()]
+
+    assert [answer.status_code for answer in answers] == [202, 429, 429]
+    assert answers[1].json()["code"] == "too_many_attempts"
+    assert 0 < int(answers[1].headers["retry-after"]) <= 60
+    assert sent == [ADA["email"], "friend0@example.com"]
+
+
 async def test_mails_to_one_address_are_throttled(settings: UsersSettings, mails: Mails) -> None:
     slow = create_app(settings.model_copy(update={"code_interval": 60}))
     async with serving(slow) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:

@@ -1,12 +1,13 @@
 """What administrators may do, and nobody else."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
-from sqlalchemy import text, update
+from sqlalchemy import event, text, update
 
 from shared.testing import eventually
 from users.models import User
@@ -73,7 +74,7 @@ async def test_list_pages_through_everybody_once(client: httpx.AsyncClient, root
 
 async def test_list_can_be_searched(client: httpx.AsyncClient, root: httpx.AsyncClient) -> None:
     ada = await register(client, "Ada@Example.com", "Augusta King")
-    bob = await register(client, "bob_100%@example.com")
+    bob = await register(client, "bob_100%@example.com", "Bob \\ Co")
 
     async def found(**query: str | bool) -> list[int]:
         return [user["id"] for user in (await root.get("/v1/users", params=query)).json()]
@@ -82,10 +83,28 @@ async def test_list_can_be_searched(client: httpx.AsyncClient, root: httpx.Async
     assert await found(q="king") == [ada]
     assert await found(q="_100%") == [bob]
     assert await found(q="%%") == []
+    assert await found(q="\\") == [bob]
+    assert await found(q="_example") == []
     assert await found(q="nobody") == []
     await root.patch(f"/v1/users/{bob}", json={"is_active": False})
     assert await found(is_active=False) == [bob]
     assert bob not in await found(is_active=True)
+
+
+async def test_search_has_an_index(root: httpx.AsyncClient, app: FastAPI) -> None:
+    asked: list[tuple[str, Any]] = []
+    engine = app.state.database._engine.sync_engine
+    event.listen(engine, "before_cursor_execute", lambda *call: asked.append((call[2], call[3])))
+    assert (await root.get("/v1/users", params={"q": "ada@example"})).status_code == 200
+    statement, parameters = next(call for call in asked if "ILIKE" in call[0])
+
+    async with app.state.database.transaction() as session:
+        # What costs least where accounts are few.
+        await session.execute(text("SET LOCAL enable_seqscan = off"))
+        await session.execute(text("SET LOCAL enable_indexscan = off"))
+        connection = await session.connection()
+        plan = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
+        assert "ix_users_search" in str(plan.all())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import select, text
 
+from shared.testing import eventually
 from users import audit
 from users.clients import Client
 from users.models import AuditRow
@@ -82,6 +83,7 @@ async def test_the_trail_tells_the_whole_story(client: httpx.AsyncClient, app: F
     rows = (await trail(app))[before:]
     assert [(row.action, row.actor_id, row.subject_user_id) for row in rows] == [
         ("account.registered", ada, ada),
+        ("code.mailed", ada, ada),
         ("login.failed", None, ada),
         ("login.failed", None, None),
         ("login.succeeded", ada, ada),
@@ -98,15 +100,40 @@ async def test_the_trail_tells_the_whole_story(client: httpx.AsyncClient, app: F
     ]
     assert {row.address for row in rows} == {ADDRESS}
     assert rows[0].request_id == "story-1"
-    assert rows[10].detail == {"scopes": []}
+    assert rows[1].detail == {"purpose": "verify_email"}
+    assert rows[11].detail == {"scopes": []}
 
     events = (await published(app))[before:]
     assert [event["data"]["id"] for event in events] == [
-        row.id for row in rows if row.action != "login.failed"
+        row.id for row in rows if row.action not in ("login.failed", "code.mailed")
     ]
     told = json.dumps([[row.detail, row.address] for row in rows]) + json.dumps(events)
     for secret in (PASSWORD, "wrong but", "a brand new", "example.com", tokens["refresh_token"]):
         assert secret not in told
+
+
+async def test_codes_by_mail_are_on_record_with_who_asked(client: httpx.AsyncClient, app: FastAPI) -> None:
+    await client.post("/v1/users", json={"email": "ada@example.com", "password": PASSWORD})
+    headers = {"X-Forwarded-For": "203.0.113.9", "X-Request-ID": "asked-1"}
+    for email in ("ada@example.com", "nobody@example.com"):
+        answer = await client.post("/v1/users/password-reset", json={"email": email}, headers=headers)
+        assert answer.status_code == 202
+
+    async def reset_mailed() -> AuditRow | None:
+        last = (await trail(app))[-1]
+        return last if last.detail == {"purpose": "reset_password"} else None
+
+    row = await eventually(reset_mailed)
+    assert row is not None
+    assert (row.action, row.actor_id) == ("code.mailed", None)
+    assert (row.address, row.request_id) == ("203.0.113.9", "asked-1")
+    async with app.state.database.transaction() as session:
+        await session.execute(
+            text("UPDATE mailed_codes SET digest = sha256('code') WHERE purpose = 'reset_password'")
+        )
+    body = {"code": "code", "new_password": "a brand new password"}
+    assert (await client.post("/v1/users/password-reset/confirm", json=body)).status_code == 204
+    assert (await trail(app))[-1].action == "password.reset"
 
 
 async def test_deletion_stays_on_record(client: httpx.AsyncClient, app: FastAPI) -> None:

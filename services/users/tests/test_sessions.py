@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from sqlalchemy import text
 
 from shared.testing import eventually, serving
+from users import housekeeping
 from users.app import create_app
 from users.settings import UsersSettings
 
@@ -282,6 +283,44 @@ async def test_a_restarted_service_still_refuses_what_was_revoked(
         httpx.AsyncClient(base_url=url, trust_env=False) as replica,
     ):
         await refused(replica, tokens)
+
+
+async def test_no_list_of_sessions_is_endless(client: httpx.AsyncClient, app: FastAPI) -> None:
+    tokens = await log_in(client)
+    async with app.state.database.transaction() as session:
+        await session.execute(
+            text(
+                "INSERT INTO sessions (id, user_id, expires_at) "
+                "SELECT n::text, 1, now() + interval '1 day' FROM generate_series(1, 250) n"
+            )
+        )
+    assert len((await client.get("/v1/users/me/sessions", headers=bearer(tokens))).json()) == 200
+
+
+async def test_what_nobody_can_use_any_more_is_deleted(
+    client: httpx.AsyncClient, app: FastAPI, settings: UsersSettings
+) -> None:
+    tokens = await log_in(client)
+    async with app.state.database.transaction() as session:
+        await session.execute(
+            text(
+                "INSERT INTO sessions (id, user_id, expires_at) "
+                "SELECT n::text, 1, now() - n * interval '1 hour' FROM generate_series(1, 250) n"
+            )
+        )
+        await session.execute(
+            text("INSERT INTO refresh_tokens (digest, session_id) SELECT sha256(id::bytea), id FROM sessions")
+        )
+        await session.execute(text("UPDATE mailed_codes SET expires_at = now() - interval '1 second'"))
+
+    await housekeeping.make_round(app.state.database, settings)
+
+    async with app.state.database.reading() as session:
+        # Those that expired within a day stay: access tokens of theirs may live and have to be revoked.
+        assert await session.scalar(text("SELECT count(*) FROM sessions")) == 1 + 23
+        assert await session.scalar(text("SELECT count(*) FROM refresh_tokens")) == 2 + 23
+        assert await session.scalar(text("SELECT count(*) FROM mailed_codes")) == 0
+    assert (await refresh(client, tokens["refresh_token"])).status_code == 200
 
 
 @pytest.mark.parametrize("issuer", ["https://shop.example.com", "https://shop.example.com/"])

@@ -1,20 +1,29 @@
 """The life of an account after registration: profile, address, forgotten password, end."""
 
+from math import ceil
+
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import outbox
 from shared.times import utc_now
-from users import codes, service, sessions, throttle
-from users.errors import EmailTaken, InvalidCredentials
+from users import audit, codes, service, sessions, throttle
+from users.clients import Client
+from users.errors import EmailTaken, InvalidCredentials, TooManyAttempts
 from users.events import PasswordChanged, UserDeleted, UserUpdated
 from users.models import User
 from users.settings import UsersSettings
 
 
 async def open_account(
-    session: AsyncSession, settings: UsersSettings, *, email: str, password_hash: str, full_name: str | None
+    session: AsyncSession,
+    settings: UsersSettings,
+    *,
+    email: str,
+    password_hash: str,
+    full_name: str | None,
+    client: Client,
 ) -> User:
     """Register somebody, and mail a code that verifies the address.
 
@@ -22,7 +31,19 @@ async def open_account(
         EmailTaken: there is an account with this address.
     """
     user = await service.register(session, email=email, password_hash=password_hash, full_name=full_name)
-    await codes.send(session, settings, user, purpose="verify_email", email=user.email, key=user.email_key)
+    await audit.record(
+        session, "account.registered", actor_id=user.id, subject_user_id=user.id, client=client
+    )
+    await codes.send(
+        session,
+        settings,
+        user,
+        purpose="verify_email",
+        email=user.email,
+        key=user.email_key,
+        client=client,
+        actor_id=user.id,
+    )
     return user
 
 
@@ -50,17 +71,25 @@ async def delete_account(session: AsyncSession, settings: UsersSettings, user_id
     await session.execute(delete(User).where(User.id == user_id))
 
 
-async def request_verification(session: AsyncSession, settings: UsersSettings, email: str) -> None:
+async def send_verification(
+    session: AsyncSession, settings: UsersSettings, email: str, *, client: Client
+) -> None:
     """Mail a code that verifies an address, if there is an account with it that has not verified it yet."""
     user = await service.find_by_email(session, email)
     if user is not None and user.is_active and not user.email_verified:
         await codes.send(
-            session, settings, user, purpose="verify_email", email=user.email, key=user.email_key
+            session,
+            settings,
+            user,
+            purpose="verify_email",
+            email=user.email,
+            key=user.email_key,
+            client=client,
         )
 
 
 async def request_email_change(
-    session: AsyncSession, settings: UsersSettings, user_id: int, email: str
+    session: AsyncSession, settings: UsersSettings, user_id: int, email: str, *, client: Client
 ) -> None:
     """Mail a code to a new address; the account gets it when the code comes back.
 
@@ -68,10 +97,23 @@ async def request_email_change(
 
     Raises:
         UserNotFound: the account is gone.
+        TooManyAttempts: the account asked for such a mail a moment ago. To whom, does not matter: it must be no way to
+            mail many.
     """
-    user = await service.get(session, user_id)
+    user = await service.lock(session, user_id)
+    if (wait := await codes.seconds_to_wait(session, settings, user_id, "change_email")) > 0:
+        raise TooManyAttempts(ceil(wait))
     key = service.email_key(email)
-    await codes.send(session, settings, user, purpose="change_email", email=email, key=key)
+    await codes.send(
+        session,
+        settings,
+        user,
+        purpose="change_email",
+        email=email,
+        key=key,
+        client=client,
+        actor_id=user_id,
+    )
 
 
 async def confirm_email(session: AsyncSession, code: str) -> int:
@@ -96,12 +138,20 @@ async def confirm_email(session: AsyncSession, code: str) -> int:
     return user.id
 
 
-async def request_password_reset(session: AsyncSession, settings: UsersSettings, email: str) -> None:
+async def send_password_reset(
+    session: AsyncSession, settings: UsersSettings, email: str, *, client: Client
+) -> None:
     """Mail a code that sets a new password, if there is an active account with this address."""
     user = await service.find_by_email(session, email)
     if user is not None and user.is_active:
         await codes.send(
-            session, settings, user, purpose="reset_password", email=user.email, key=user.email_key
+            session,
+            settings,
+            user,
+            purpose="reset_password",
+            email=user.email,
+            key=user.email_key,
+            client=client,
         )
 
 

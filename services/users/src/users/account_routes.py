@@ -7,6 +7,7 @@ from shared.database import Database, ReadSession, Session
 from shared.openapi import problems
 from users import account, audit, service, throttle
 from users.clients import CurrentClient
+from users.code_requests import CodeRequests
 from users.errors import (
     NEW_PASSWORD,
     CodeInvalid,
@@ -88,16 +89,26 @@ async def change_own_password(
     await audit.record(session, "password.changed", actor_id=me.id, subject_user_id=me.id, client=client)
 
 
-@router.post("/me/email", status_code=202, summary="Change the own address", responses=problems(UserNotFound))
-async def change_own_email(body: AddressRequest, me: CurrentUser, request: Request, session: Session) -> None:
+@router.post(
+    "/me/email",
+    status_code=202,
+    summary="Change the own address",
+    responses=problems(UserNotFound, TooManyAttempts),
+)
+async def change_own_email(
+    body: AddressRequest, me: CurrentUser, request: Request, client: CurrentClient, session: Session
+) -> None:
     """Mail a code to the new address; `POST /v1/users/verify-email/confirm` with it makes it the account's."""
-    await account.request_email_change(session, request.app.state.settings, me.id, body.email)
+    await account.request_email_change(session, request.app.state.settings, me.id, body.email, client=client)
 
 
 @router.post("/verify-email", status_code=202, summary="Ask for a code that verifies an address")
-async def request_email_verification(body: AddressRequest, request: Request, session: Session) -> None:
+async def request_email_verification(
+    body: AddressRequest, request: Request, client: CurrentClient, session: Session
+) -> None:
     """Mail a code, if there is an account with this address that needs one. The answer never says."""
-    await account.request_verification(session, request.app.state.settings, body.email)
+    requests: CodeRequests = request.app.state.code_requests
+    requests.add(session, "verify_email", body.email, client=client)
 
 
 @router.post(
@@ -113,9 +124,12 @@ async def confirm_email(body: CodeConfirmation, client: CurrentClient, session: 
 
 
 @router.post("/password-reset", status_code=202, summary="Ask for a code that sets a new password")
-async def request_password_reset(body: AddressRequest, request: Request, session: Session) -> None:
+async def request_password_reset(
+    body: AddressRequest, request: Request, client: CurrentClient, session: Session
+) -> None:
     """Mail a code, if there is an account with this address. The answer never says."""
-    await account.request_password_reset(session, request.app.state.settings, body.email)
+    requests: CodeRequests = request.app.state.code_requests
+    requests.add(session, "reset_password", body.email, client=client)
 
 
 @router.post(

@@ -1,5 +1,6 @@
 """What administrators do with other people's accounts."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,9 +28,9 @@ async def page(
     """Return at most `limit` accounts, newest first, that are older than `before` and have `q` in address or name."""
     query = select(User).order_by(User.id.desc()).limit(limit)
     if q:
-        query = query.where(
-            or_(User.email.icontains(q, autoescape=True), User.full_name.icontains(q, autoescape=True))
-        )
+        # ILIKE, which the trigram index knows.
+        pattern = "%" + re.sub(r"([%_\\])", r"\\\1", q) + "%"
+        query = query.where(or_(User.email.ilike(pattern), User.full_name.ilike(pattern)))
     if is_active is not None:
         query = query.where(User.is_active.is_(is_active))
     if before is not None:

@@ -15,6 +15,7 @@ from shared.revocations import verifying
 from shared.tasks import running
 from shared.upkeep import Upkeep
 from users import account_routes, admin, admin_routes, service
+from users.code_requests import CodeRequests
 from users.errors import PROBLEMS, PasswordBreached, PasswordTooCommon
 from users.housekeeping import keep_house
 from users.key_ring import KeyRing
@@ -73,8 +74,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         upkeep = Upkeep(database, settings, app.state.metrics)
         # Flushed after its task has ended and before the connections close.
         stack.push_async_callback(relay.flush)
+        app.state.code_requests = requests = CodeRequests(database, settings)
         await stack.enter_async_context(
-            running(relay.run(), upkeep.run(), keys.follow(), keep_house(database, settings))
+            running(
+                relay.run(),
+                upkeep.run(),
+                keys.follow(),
+                requests.run(),
+                keep_house(database, settings),
+            )
         )
         yield
 

@@ -18,6 +18,7 @@ Action = Literal[
     "account.registered",
     "account.changed",
     "account.deleted",
+    "code.mailed",
     "email.confirmed",
     "key.rotated",
     "login.succeeded",

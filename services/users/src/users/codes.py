@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shared import outbox
 from shared.ids import new_id
 from shared.times import utc_now
-from users import service
+from users import audit, service
+from users.clients import Client
 from users.errors import CodeInvalid, UserNotFound
 from users.events import SendMail
 from users.models import MailedCode, User
@@ -25,7 +26,15 @@ Purpose = Literal["verify_email", "change_email", "reset_password"]
 
 
 async def send(
-    session: AsyncSession, settings: UsersSettings, user: User, *, purpose: Purpose, email: str, key: str
+    session: AsyncSession,
+    settings: UsersSettings,
+    user: User,
+    *,
+    purpose: Purpose,
+    email: str,
+    key: str,
+    client: Client,
+    actor_id: int | None = None,
 ) -> None:
     """Mail a new code to `email`; earlier ones for the same purpose are void. Too soon after the last: nothing.
 
@@ -54,6 +63,14 @@ async def send(
             expires_at=now + timedelta(seconds=settings.code_ttl),
         )
     )
+    await audit.note(
+        session,
+        "code.mailed",
+        actor_id=actor_id,
+        subject_user_id=user.id,
+        client=client,
+        detail={"purpose": purpose},
+    )
     await outbox.add(
         session,
         SendMail(
@@ -64,6 +81,23 @@ async def send(
             values={"code": code, "minutes": settings.code_ttl // 60},
         ),
     )
+
+
+async def seconds_to_wait(
+    session: AsyncSession, settings: UsersSettings, user_id: int, purpose: Purpose
+) -> float:
+    """Return how long an account has to wait for its next code for this purpose; 0 or less: not at all."""
+    latest = await session.scalar(
+        select(MailedCode.created_at).where(MailedCode.user_id == user_id, MailedCode.purpose == purpose)
+    )
+    if latest is None:
+        return 0.0
+    return settings.code_interval - (utc_now() - latest).total_seconds()
+
+
+async def prune(session: AsyncSession) -> None:
+    """Delete codes that are good no more."""
+    await session.execute(delete(MailedCode).where(MailedCode.expires_at < utc_now()))
 
 
 async def redeem(session: AsyncSession, code: str, *purposes: Purpose) -> tuple[MailedCode, User]:

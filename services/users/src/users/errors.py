@@ -129,9 +129,10 @@ class PasswordBreached(Problem):
 
 
 class TooManyAttempts(OAuthProblem):
-    """Too many wrong passwords for this account or from this address. Retry-After says when to try again.
+    """Too many wrong passwords for this account or from this address, or mails with codes asked for too soon.
 
-    The wait grows with every failure up to a limit and ends by itself; a password reset by mail ends it for the account.
+    Retry-After says when to try again. After wrong passwords the wait grows with every failure up to a limit and ends by
+    itself; a password reset by mail ends it for the account.
     """
 
     status = 429

@@ -6,7 +6,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.database import Database
 from shared.logs import get_logger
-from users import audit, throttle
+from users import audit, codes, sessions, throttle
 from users.settings import UsersSettings
 
 log = get_logger(__name__)
@@ -30,3 +30,8 @@ async def make_round(database: Database, settings: UsersSettings) -> None:
     async with database.transaction() as session:
         await throttle.prune(session, settings)
         await audit.prune(session, settings)
+        await codes.prune(session)
+    full = True
+    while full:  # a little at a time: each session takes its refresh tokens along
+        async with database.transaction() as session:
+            full = await sessions.prune(session) == sessions.PRUNED_AT_ONCE

@@ -71,9 +71,7 @@ async def register_user(
         email=body.email,
         password_hash=await passwords.hash(body.password.get_secret_value()),
         full_name=body.full_name,
-    )
-    await audit.record(
-        session, "account.registered", actor_id=user.id, subject_user_id=user.id, client=client
+        client=client,
     )
     return UserRead.model_validate(user)
 

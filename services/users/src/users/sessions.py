@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import outbox
@@ -31,6 +31,10 @@ from users.service import granted_scopes
 from users.settings import UsersSettings
 
 TOKEN_BYTES = 32
+MAX_LISTED = 200
+PRUNED_AT_ONCE = 100
+KEPT_AFTER_EXPIRY = timedelta(days=1)
+"""Longer than an access token lives: until then it may have to be revoked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +163,13 @@ async def revoke(database: Database, settings: UsersSettings, refresh_token: str
 
 
 async def open_sessions(session: AsyncSession, user_id: int) -> Sequence[LoginSession]:
-    """Return a person's open sessions, the last used one first."""
+    """Return a person's open sessions, the last used one first, and no more than MAX_LISTED."""
     query = select(LoginSession).where(
         LoginSession.user_id == user_id,
         LoginSession.revoked_at.is_(None),
         LoginSession.expires_at > utc_now(),
     )
-    return (await session.scalars(query.order_by(LoginSession.last_used_at.desc()))).all()
+    return (await session.scalars(query.order_by(LoginSession.last_used_at.desc()).limit(MAX_LISTED))).all()
 
 
 async def end(session: AsyncSession, settings: UsersSettings, session_id: str, *, user_id: int) -> None:
@@ -187,6 +191,17 @@ async def end_all(
     query = select(LoginSession).where(LoginSession.user_id == user_id, LoginSession.revoked_at.is_(None))
     logins = (await session.scalars(query.order_by(LoginSession.id).with_for_update())).all()
     await _end(session, settings, [login for login in logins if login.id != keep])
+
+
+async def prune(session: AsyncSession) -> int:
+    """Delete some sessions that nobody can use any more, with their refresh tokens; say how many."""
+    over = select(LoginSession.id).where(LoginSession.expires_at < utc_now() - KEPT_AFTER_EXPIRY)
+    # Two replicas pass each other by; a session that is just being revoked can wait, too.
+    some = over.limit(PRUNED_AT_ONCE).with_for_update(skip_locked=True)
+    pruned = await session.scalars(
+        delete(LoginSession).where(LoginSession.id.in_(some)).returning(LoginSession.id)
+    )
+    return len(pruned.all())
 
 
 async def _end(session: AsyncSession, settings: UsersSettings, logins: Iterable[LoginSession]) -> None:
