@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from gateway import limits
 from gateway.errors import RateLimited
-from gateway.limits import LimitSettings, RateLimit, address_key
+from gateway.limits import LimitSettings, RateLimit
 from gateway.testing import Gateway, GatewayFactory
+from shared.addresses import address_key
 from shared.testing import TokenIssuer
 
 

@@ -10,10 +10,10 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.errors import PathAmbiguous
-from gateway.limits import address_key
 from gateway.paths import canonical
 from gateway.proxy import Exchange, Proxy
 from gateway.tunnel import Tunnel
+from shared.addresses import address_key
 from shared.edge import EdgeProtocol, reset
 from shared.errors import Problem
 from shared.wire import RequestHead

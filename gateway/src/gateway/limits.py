@@ -5,7 +5,6 @@ bookkeeping beside it only keeps those numbers, so that replicas can share them 
 """
 
 import math
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +15,7 @@ MAX_KEYS: Final = 100_000
 """Users and addresses that one limit remembers; beyond it the ones unseen longest are forgotten (and so forgiven)."""
 
 Key = tuple[str, int] | str
-"""(issuer, user id) for a verified token, else a client address as `address_key` gives it."""
+"""(issuer, user id) for a verified token, else a client address as shared.addresses.address_key gives it."""
 
 
 class LimitSettings(BaseModel):
@@ -28,19 +27,6 @@ class LimitSettings(BaseModel):
     window: float = Field(gt=0, description="Seconds in which a spent quota is whole again.")
     per_address: bool = Field(False, description="Count by address even where the user is known.")
     shadow: bool = Field(False, description="Count and report, but refuse nothing.")
-
-
-def address_key(address: str) -> str:
-    """Return what an address counts as: itself, or the /64 of an IPv6 address, which is what one subscriber has."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return f"{IPv6Address(int(parsed) >> 64 << 64)}/64"
-    return address
 
 
 class RateLimit:

@@ -54,7 +54,7 @@ class Client(Protocol):
     forwarded: bytes
     """The X-Forwarded-For and -Proto fields of this request."""
     address: str
-    """Whom this request counts against where its user is not known (limits.address_key)."""
+    """Whom this request counts against where its user is not known (shared.addresses)."""
 
     @property
     def body_complete(self) -> bool:

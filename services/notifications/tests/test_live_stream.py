@@ -10,46 +10,30 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 from notifications import websocket
 from notifications.app import create_app
-from notifications.hub import Channel, Hub
+from notifications.frames import Cursor
+from notifications.history import History
+from notifications.hub import Hub
 from notifications.live import LiveReader
 from notifications.protocol import SocketProtocol
 from notifications.settings import NotificationsSettings
+from notifications.topics import Channel
 from shared.broker import Broker
 from shared.tasks import running
 from shared.testing import TokenIssuer, eventually, serving
 from stack.testing import Publisher
 
 from .conftest import ItemCreated, ItemUpdated, UserRegistered, operator
+from .live_client import closed, configure, receive, subscribed, ws
 
 pytestmark = pytest.mark.integration
 
 READ = "notifications:read"
-
-
-def ws(url: str, path: str = "/v1/ws") -> str:
-    return url.replace("http://", "ws://") + path
-
-
-async def receive(socket: ClientConnection) -> dict[str, Any]:
-    async with asyncio.timeout(20):
-        frame: dict[str, Any] = json.loads(await socket.recv())
-    return frame
-
-
-async def closed(socket: ClientConnection) -> int:
-    """Wait for the close frame; return its code."""
-    async with asyncio.timeout(15):
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                await socket.recv()
-    assert socket.close_code is not None
-    return socket.close_code
 
 
 class Listener:
@@ -58,30 +42,22 @@ class Listener:
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
 
-    def offer(self, frame: str) -> None:
-        self.frames.append(json.loads(frame))
+    def write(self, data: bytes) -> None:
+        self.frames += [json.loads(line) for line in data.splitlines()]
+
+
+def lines(message: bytes, _cursor: Cursor | None) -> bytes:
+    """The form that a Listener reads."""
+    return message + b"\n"
 
 
 @contextlib.asynccontextmanager
 async def reading(settings: NotificationsSettings, hub: Hub) -> AsyncIterator[LiveReader]:
     """Feed a hub, as a process of the service does while it runs."""
     async with Broker(settings) as broker:
-        reader = LiveReader(broker, hub, memory=100)
+        reader = LiveReader(broker, hub, History(broker, hub), memory=100)
         async with running(reader.run()):
             yield reader
-
-
-@contextlib.asynccontextmanager
-async def subscribed(
-    url: str, headers: dict[str, str], topic: str, cursor: str | None = None
-) -> AsyncIterator[ClientConnection]:
-    async with connect(ws(url), additional_headers=headers, proxy=None) as socket:
-        assert (await receive(socket))["type"] == "ready"
-        frame = {"type": "subscribe", "topic": topic}
-        await socket.send(json.dumps(frame if cursor is None else {**frame, "cursor": cursor}))
-        answer = await receive(socket)
-        assert (answer["type"], answer["topic"]) == ("subscribed", topic)
-        yield socket
 
 
 async def test_item_events_reach_every_subscriber_in_order(
@@ -157,14 +133,14 @@ async def test_an_unknown_cursor_is_answered_with_a_gap(
     url: str, app: FastAPI, publisher: Publisher, token_issuer: TokenIssuer, cursor: str
 ) -> None:
     await publisher.publish(ItemCreated(id=1))
-    await eventually(lambda: app.state.hub.last == 1)
-    cursor = cursor.format(epoch=app.state.hub.epoch)
+    await eventually(lambda: app.state.live.hub.last == 1)
+    cursor = cursor.format(epoch=app.state.live.hub.epoch)
     async with subscribed(url, token_issuer.authorization(1), "items", cursor) as socket:
         gap = await receive(socket)
         await publisher.publish(ItemCreated(id=2))
         event = await receive(socket)
 
-    assert gap == {"type": "gap", "topic": "items", "from": cursor, "to": f"{app.state.hub.epoch}.1"}
+    assert gap == {"type": "gap", "topic": "items", "from": cursor, "to": f"{app.state.live.hub.epoch}.1"}
     assert event["event"]["subject"] == "2"
 
 
@@ -204,7 +180,7 @@ async def test_a_bad_first_frame_closes_with_1008(url: str, first_frame: str) ->
 
 
 async def test_no_first_frame_closes_with_1008(app: FastAPI, url: str) -> None:
-    app.state.settings = app.state.settings.model_copy(update={"auth_timeout": 0.05})
+    configure(app, auth_timeout=0.05)
     async with connect(ws(url), proxy=None) as socket:
         assert await closed(socket) == 1008
 
@@ -274,7 +250,7 @@ async def test_unsubscribing_ends_the_events(
 async def test_a_client_that_does_not_read_is_closed_and_delays_nobody(
     app: FastAPI, url: str, publisher: Publisher, token_issuer: TokenIssuer
 ) -> None:
-    app.state.settings = app.state.settings.model_copy(update={"socket_backlog": 50})
+    configure(app, socket_backlog=100_000)
     async with (
         subscribed(url, token_issuer.authorization(1), "items") as stalled,
         subscribed(url, token_issuer.authorization(2), "items") as healthy,
@@ -291,7 +267,7 @@ async def test_a_client_that_does_not_read_is_closed_and_delays_nobody(
 
 
 def _subscribers(app: FastAPI) -> int:
-    return sum(len(subscribers) for subscribers in app.state.hub._subscribers.values())
+    return int(app.state.live.hub.listeners)
 
 
 async def test_echo_needs_no_token(url: str) -> None:
@@ -349,7 +325,7 @@ async def test_server_that_lost_its_newest_messages_is_a_gap_and_goes_on(
         for number in (2, 3, 4):
             await before.publish(ItemCreated(id=number))
         await eventually(lambda: hub.last == 4)
-    hub.subscribe(Channel("items"), listener)
+    hub.follow(listener, [Channel("items")], lines)
 
     nats_server.stop()
     shutil.rmtree(store)
@@ -375,7 +351,7 @@ async def test_reader_that_was_away_too_long_tells_of_the_gap(
     async with reading(settings, hub):
         await publisher.publish(ItemCreated(id=1))
         await eventually(lambda: hub.last == 1)
-    hub.subscribe(Channel("items"), listener)
+    hub.follow(listener, [Channel("items")], lines)
     for number in (2, 3, 4):
         await publisher.publish(ItemCreated(id=number))
     async with operator(nats_server) as broker:
@@ -396,11 +372,11 @@ async def test_reader_of_a_long_stream_remembers_its_end_only(
         await publisher.publish(ItemCreated(id=number))
     hub = Hub(memory=5)
     async with Broker(settings) as broker:
-        reader = LiveReader(broker, hub, memory=5)
+        reader = LiveReader(broker, hub, History(broker, hub), memory=5)
         async with running(reader.run()):
             await eventually(reader.caught_up.is_set)
 
-    assert (hub.last, hub._floor, [event.sequence for event in hub._recent]) == (20, 15, [16, 17, 18, 19, 20])
+    assert (hub.last, hub.floor, [event.sequence for event in hub._recent]) == (20, 15, [16, 17, 18, 19, 20])
 
 
 @pytest.mark.parametrize(
@@ -428,7 +404,7 @@ async def test_message_that_is_no_event_reaches_nobody_and_stops_nothing(
 async def test_replay_longer_than_the_backlog_is_no_reason_to_close(
     app: FastAPI, url: str, publisher: Publisher, token_issuer: TokenIssuer
 ) -> None:
-    app.state.settings = app.state.settings.model_copy(update={"socket_backlog": 10})
+    configure(app, socket_backlog=1000)
     headers = token_issuer.authorization(1)
     async with subscribed(url, headers, "items") as socket:
         await publisher.publish(ItemCreated(id=1))
@@ -557,7 +533,7 @@ async def test_client_that_vanishes_leaves_no_subscription(
 async def test_a_burst_of_pings_is_answered_not_punished(
     app: FastAPI, url: str, token_issuer: TokenIssuer
 ) -> None:
-    app.state.settings = app.state.settings.model_copy(update={"socket_backlog": 20})
+    configure(app, socket_backlog=1000)
     async with connect(ws(url), additional_headers=token_issuer.authorization(1), proxy=None) as socket:
         await receive(socket)
         for _ in range(500):

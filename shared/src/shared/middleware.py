@@ -43,7 +43,7 @@ class RequestContext:
             return
         started = perf_counter()
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, is_head=scope.get("method") == "HEAD")
         status = received = 0
 
         async def send_with_headers(message: Message) -> None:

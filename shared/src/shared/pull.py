@@ -6,7 +6,7 @@ handed over as they arrive, and missing heartbeats end the iteration for the cal
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
 
@@ -38,13 +38,16 @@ class Pull:
     """Messages of one consumer, at most `batch` of them delivered ahead. Use as an async context manager.
 
     Iterating raises ConsumerSilent when the pull must be opened anew. On exit, messages that were delivered but not
-    taken are handed back to the server.
+    taken are handed back to the server, unless the consumer `acknowledges` nothing.
     """
 
-    def __init__(self, broker: Broker, stream: str, consumer: str, *, batch: int) -> None:
+    def __init__(
+        self, broker: Broker, stream: str, consumer: str, *, batch: int, acknowledges: bool = True
+    ) -> None:
         self._broker = broker
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._batch = batch
+        self._acknowledges = acknowledges
         self._inbox = broker.client.new_inbox()
         # Bounded by `batch`: one request is open at a time.
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
@@ -59,7 +62,7 @@ class Pull:
         await self._subscription.unsubscribe()
         while not self._arrived.empty():
             message = self._arrived.get_nowait()
-            if message.reply.startswith("$JS.ACK."):
+            if self._acknowledges and message.reply.startswith("$JS.ACK."):
                 await message.nak()
 
     async def __aiter__(self) -> AsyncIterator[Msg]:
@@ -96,9 +99,11 @@ class Pull:
 
 @asynccontextmanager
 async def following(
-    broker: Broker, stream: str, *, start: int, batch: int
+    broker: Broker, stream: str, *, start: int, batch: int, subjects: Sequence[str] = ()
 ) -> AsyncIterator[tuple[Pull, int]]:
     """Read a stream from sequence `start` on, acknowledging nothing: a reader of this process alone.
+
+    `subjects` narrow it to what is published there.
 
     Yields the pull and how many messages there were to begin with. The server forgets the reader soon after it is gone.
     """
@@ -109,11 +114,12 @@ async def following(
             name=name,
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=start,
+            filter_subjects=list(subjects) or None,
             ack_policy=AckPolicy.NONE,
             inactive_threshold=INACTIVE_THRESHOLD,
             mem_storage=True,
             num_replicas=1,
         ),
     )
-    async with Pull(broker, stream, name, batch=batch) as pull:
+    async with Pull(broker, stream, name, batch=batch, acknowledges=False) as pull:
         yield pull, consumer.num_pending or 0

@@ -95,6 +95,7 @@ GRANTS: Mapping[str, Grant] = {
         "notifications",
         *consumes("EVENTS", "notifications", "events.>"),
         *follows("EVENTS"),
+        "$JS.API.DIRECT.GET.EVENTS",  # whether an event came before
         *consumes("COMMANDS", "notifications-commands", "commands.notifications.>"),
     ),
     # The gateway publishes nothing and reads only which sessions were revoked.

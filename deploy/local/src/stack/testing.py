@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -184,6 +185,19 @@ class _AnySettings(Settings):
     port: int = 1
 
 
+class _SessionRevoked(Event):
+    type: ClassVar[str] = "users.session.revoked.v1"
+
+    session_id: str
+    tokens_expire_at: int
+
+    def aggregate_id(self) -> str:
+        return self.session_id
+
+    def aggregate_version(self) -> int:
+        return 1
+
+
 class Publisher:
     """Publishes events as the services do, each as its own NATS user."""
 
@@ -209,6 +223,17 @@ class Publisher:
         user = event.sender if isinstance(event, Command) else event.type.partition(".")[0]
         broker = await self._broker(user)
         return (await broker.js.publish(outgoing.subject, outgoing.payload)).seq
+
+    async def revoke(self, session_id: str) -> None:
+        """Publish, as the users service, that a session has ended."""
+        revoked = _SessionRevoked(session_id=session_id, tokens_expire_at=int(time.time()) + 600)
+        await self.publish(revoked)
+
+    async def published(self, subject: str) -> int:
+        """Return how many events the stream has on a subject."""
+        broker = await self._broker("operator")
+        info = await broker.js.stream_info(EVENTS, subjects_filter=subject)
+        return sum((info.state.subjects or {}).values())
 
     async def _broker(self, user: str) -> Broker:
         if user not in self._brokers:

@@ -5,21 +5,26 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 
-from notifications import mailer, websocket
+from notifications import mailer, sse, websocket
+from notifications.connections import Connections
 from notifications.errors import PROBLEMS
 from notifications.handlers import COMMAND_HANDLERS, COMMAND_SUBSCRIPTION, HANDLERS, SUBSCRIPTION
+from notifications.history import History
 from notifications.hub import Hub
 from notifications.live import LiveReader
+from notifications.meters import LiveMeters
 from notifications.routes import router
 from notifications.service import SCOPES
 from notifications.settings import NotificationsSettings
+from notifications.stream import LiveStream
 from shared.app import create_app as create_shared_app
 from shared.broker import Broker
 from shared.consumer import Consumer
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
+from shared.metrics import Metrics
 from shared.relay import Relay
-from shared.revocations import verifying
+from shared.revocations import Revocations, verifying
 from shared.tasks import running
 from shared.upkeep import Upkeep
 
@@ -36,12 +41,15 @@ def create_app(settings: NotificationsSettings) -> FastAPI:
         settings,
         title="Tollhouse notifications",
         summary="Stored notifications, the live stream and mail.",
-        routers=(router, websocket.router),
+        routers=(router, sse.router, websocket.router),
         lifespan=_lifespan,
         checks={"database": database.check_ready},
         problems=(*PROBLEMS, DatabaseUnavailable),
         scopes=SCOPES,
-        tags={"notifications": "What a person was told, and mail sent on a person's behalf."},
+        tags={
+            "notifications": "What a person was told, and mail sent on a person's behalf.",
+            "live": "Events as they happen, from a cursor on.",
+        },
     )
     app.state.database = database
     return app
@@ -54,18 +62,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         broker = await stack.enter_async_context(Broker(settings))
-        app.state.verifier, *_ = await stack.enter_async_context(verifying(settings, broker))
-        relay = Relay(database, broker, service=settings.service, metrics=app.state.metrics)
-        upkeep = Upkeep(database, settings, app.state.metrics)
+        app.state.verifier, revocations, _ = await stack.enter_async_context(verifying(settings, broker))
+        metrics: Metrics = app.state.metrics
+        relay = Relay(database, broker, service=settings.service, metrics=metrics)
+        upkeep = Upkeep(database, settings, metrics)
         # Flushed after its task has ended and before the connections close.
         stack.push_async_callback(relay.flush)
-        app.state.hub = hub = Hub(memory=settings.replay_memory)
-        app.state.live_reader = live_reader = LiveReader(broker, hub, memory=settings.replay_memory)
+        app.state.live = live = _live_stream(settings, broker, revocations, metrics)
         app.state.mailer = mail = mailer.Mailer(
             database, mailer.transport(settings), sender=settings.mail_from
         )
         consumer = Consumer(
-            broker, database, SUBSCRIPTION, HANDLERS, service=settings.service, metrics=app.state.metrics
+            broker, database, SUBSCRIPTION, HANDLERS, service=settings.service, metrics=metrics
         )
         commands = Consumer(
             broker,
@@ -73,9 +81,33 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             COMMAND_SUBSCRIPTION,
             COMMAND_HANDLERS,
             service=settings.service,
-            metrics=app.state.metrics,
+            metrics=metrics,
         )
         await stack.enter_async_context(
-            running(relay.run(), upkeep.run(), live_reader.run(), mail.run(), consumer.run(), commands.run())
+            running(
+                relay.run(),
+                upkeep.run(),
+                live.reader.run(),
+                live.connections.end_when(app.state.draining),
+                mail.run(),
+                consumer.run(),
+                commands.run(),
+            )
         )
         yield
+
+
+def _live_stream(
+    settings: NotificationsSettings, broker: Broker, revocations: Revocations, metrics: Metrics
+) -> LiveStream:
+    hub = Hub(memory=settings.replay_memory)
+    history = History(broker, hub)
+    connections = Connections(settings, revocations)
+    return LiveStream(
+        settings=settings,
+        hub=hub,
+        history=history,
+        reader=LiveReader(broker, hub, history, memory=settings.replay_memory),
+        connections=connections,
+        meters=LiveMeters(metrics, hub, connections),
+    )

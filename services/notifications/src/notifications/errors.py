@@ -44,5 +44,64 @@ class TooManyMails(Problem):
         super().__init__("The hourly number of mails is used up.", headers={"Retry-After": str(retry_after)})
 
 
-PROBLEMS: tuple[type[Problem], ...] = (NotificationNotFound, MailNotFound, RecipientNotAllowed, TooManyMails)
+class UnknownTopic(Problem):
+    """There is no such topic to follow: topics are `items`, `items.<id>` and `me`."""
+
+    status = 422
+    code = "unknown_topic"
+    title = "Unknown topic"
+
+    def __init__(self) -> None:
+        super().__init__("Topics are items, items.<id> and me.")
+
+
+class TooManyTopics(Problem):
+    """One connection follows a bounded number of topics."""
+
+    status = 422
+    code = "too_many_topics"
+    title = "Too many topics"
+
+
+class CursorInvalid(Problem):
+    """The cursor is not one that this API gave."""
+
+    status = 400
+    code = "cursor_invalid"
+    title = "Invalid cursor"
+
+
+class TooManyConnections(Problem):
+    """The user or the address follows the live stream by as many connections as it may, or the process is full."""
+
+    status = 429
+    code = "too_many_connections"
+    title = "Too many connections"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": "10"})
+
+
+class StreamUnavailable(Problem):
+    """The event stream cannot be read just now. Try again with the same cursor."""
+
+    status = 503
+    code = "stream_unavailable"
+    title = "Event stream unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The event stream is not there yet.", headers={"Retry-After": "1"})
+
+
+PROBLEMS: tuple[type[Problem], ...] = (
+    NotificationNotFound,
+    MailNotFound,
+    RecipientNotAllowed,
+    TooManyMails,
+    UnknownTopic,
+    TooManyTopics,
+    CursorInvalid,
+    TooManyConnections,
+    StreamUnavailable,
+)
 """The service's part of the catalogue."""

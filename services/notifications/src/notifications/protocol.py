@@ -1,26 +1,88 @@
-"""The WebSocket protocol, made to part with clients that do not read."""
+"""The WebSocket protocol: frames made once go straight to the transport, and clients that do not read are parted with."""
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+from websockets.exceptions import InvalidState
 
 from shared.edge import EdgeWebSocketProtocol
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
 
-CLOSE_TIMEOUT = 5.0
+CLOSE_TIMEOUT: Final = 5.0
 """Seconds that a client has to take what is left and to answer the close frame."""
+PING_INTERVAL: Final = 20.0
+"""Seconds between two pings."""
+PONG_TIMEOUT: Final = 20.0
+"""Seconds that a client has to answer one; then it is taken for dead."""
+NO_PONG: Final = (1011, "no pong")
+
+WIRE: Final = "wire"
+"""Where an application finds the protocol object of its socket: `scope["state"][WIRE]`."""
 
 
 class SocketProtocol(EdgeWebSocketProtocol):
-    """Closes at once, and for good.
+    """uvicorn's protocol, with a way round ASGI for what is written to many, and one that ends a socket at once.
 
-    uvicorn waits for the socket to be writable before it sends a close frame, and for the buffer to empty before it
-    closes the connection: a client that has stopped reading would stay for ever.
+    uvicorn itself waits for the socket to be writable before it sends a close frame, and for the buffer to empty before
+    it closes the connection: a client that has stopped reading would stay for ever.
     """
 
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.app_state = {**app_state, WIRE: self}
+        self.ping_interval, self.ping_timeout = PING_INTERVAL, PONG_TIMEOUT
+        self.ended: tuple[int, str] | None = None
+        """Code and reason with which this side ended the socket."""
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing more can be said."""
+        return self.close_sent or self.transport.is_closing()
+
+    def write(self, frames: bytes) -> None:
+        """Send whole frames without waiting."""
+        if not self.close_sent and not self.transport.is_closing():
+            self.transport.write(frames)
+
+    def end(self, code: int, reason: str) -> None:
+        """Send a close frame now, behind what waits; the application is told that the client has gone."""
+        if self.ending or not self.handshake_complete:
+            return
+        self.ended = (code, reason)
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        try:
+            self.conn.send_close(code, reason)
+        except InvalidState:
+            self.transport.close()  # the client was faster
+            return
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.stop_keepalive()
+        self.writable.set()
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
+
+    def keepalive_timeout(self) -> None:
+        """No pong came."""
+        self.ended = NO_PONG
+        super().keepalive_timeout()
+        self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
+
     async def send(self, message: "ASGISendEvent") -> None:
-        """Send; a close frame goes into the buffer even when that is full, and the connection ends soon after."""
-        if message["type"] == "websocket.close":
-            self.writable.set()
-            self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
-        await super().send(message)
+        """Send; a close frame does not wait."""
+        if message["type"] == "websocket.close" and self.handshake_complete:
+            self.end(message.get("code", 1000), message.get("reason", "") or "")
+        else:
+            await super().send(message)

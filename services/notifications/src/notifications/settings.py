@@ -1,10 +1,11 @@
 """Settings of the notifications service."""
 
 from email.policy import SMTP
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, IPvAnyNetwork, SecretStr
 
 from shared.settings import DatabaseSettings, Port
 
@@ -37,11 +38,26 @@ class NotificationsSettings(DatabaseSettings):
     )
     mails_per_hour: int = Field(20, ge=1, description="Mails a user may send in an hour.")
 
-    socket_backlog: int = Field(
-        1000, ge=1, description="Frames that may wait for a socket; one more closes it with 1013."
-    )
     replay_memory: int = Field(
         10_000, ge=1, description="Events kept in memory for clients that reconnect with a cursor."
+    )
+    socket_backlog: int = Field(
+        1024 * 1024, ge=1, description="Bytes that may wait for a client; more end its connection with 1013."
+    )
+    max_connections: int = Field(20_000, ge=1, description="Clients of the live stream, per process.")
+    max_connections_per_user: int = Field(50, ge=1, description="Those of one user.")
+    max_connections_per_address: int = Field(500, ge=1, description="Those from one address.")
+    max_unauthenticated_per_address: int = Field(
+        20, ge=1, description="Sockets from one address that have yet to send their auth frame."
+    )
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        tuple(
+            map(
+                ip_network,
+                ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),
+            )
+        ),
+        description="Networks that the gateway is in: its X-Forwarded-For is believed, as a JSON array.",
     )
     auth_timeout: float = Field(
         5.0, gt=0, description="Seconds that a socket without a token has to send its auth frame."

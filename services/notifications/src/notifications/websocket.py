@@ -1,21 +1,30 @@
 """The live stream over WebSocket (API.md, `/v1/ws`). A socket holds no database session and waits for nobody."""
 
 import asyncio
-import re
-from collections import deque
-from contextlib import suppress
 from time import time
-from typing import Annotated, Literal
 
 import orjson
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
-from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from starlette.responses import Response
 
-from notifications.hub import MAX_CURSOR_LENGTH, Channel, Cursor, Hub, OutOfMemory, gap_frame
-from notifications.live import LiveReader
-from notifications.service import READ_SCOPE
-from notifications.settings import NotificationsSettings
+from notifications.connections import POLICY_VIOLATION, TOKEN_EXPIRED, TRY_AGAIN_LATER, address_of
+from notifications.errors import CursorInvalid, TooManyConnections, TooManyTopics
+from notifications.frames import (
+    Auth,
+    ClientFrame,
+    Cursor,
+    Ping,
+    Subscribe,
+    Unsubscribe,
+    client_frame,
+    message,
+    websocket_text,
+)
+from notifications.protocol import WIRE, SocketProtocol
+from notifications.replay import follow_from
+from notifications.stream import LiveStream
+from notifications.topics import MAX_TOPICS, Channel, channel_of, is_still_allowed
 from shared.errors import PROBLEM_JSON, InvalidToken, KeysUnavailable, Problem
 from shared.logs import get_logger
 from shared.middleware import request_id_of
@@ -26,39 +35,10 @@ log = get_logger(__name__)
 router = APIRouter()
 
 SUBPROTOCOL = "tollhouse.v1"
-MAX_TOPICS = 100
-REPLAY_BATCH = 200
 STREAM_TIMEOUT = 5.0
 """Seconds that a new subscription waits for the event stream before the socket is told to come back later."""
-
-POLICY_VIOLATION = 1008
-TRY_AGAIN_LATER = 1013
-TOKEN_EXPIRED = 4401
-
-
-class _Auth(BaseModel):
-    type: Literal["auth"]
-    token: str
-
-
-class _Subscribe(BaseModel):
-    type: Literal["subscribe"]
-    topic: Annotated[str, StringConstraints(max_length=40)]
-    cursor: Annotated[str, StringConstraints(max_length=MAX_CURSOR_LENGTH)] | None = None
-
-
-class _Unsubscribe(BaseModel):
-    type: Literal["unsubscribe"]
-    topic: Annotated[str, StringConstraints(max_length=40)]
-
-
-class _Ping(BaseModel):
-    type: Literal["ping"]
-
-
-_ClientFrame = _Auth | _Subscribe | _Unsubscribe | _Ping
-_ITEM_ID = re.compile(r"[1-9][0-9]*")
-_client_frame: TypeAdapter[_ClientFrame] = TypeAdapter(Annotated[_ClientFrame, Field(discriminator="type")])
+EXPIRY_NOTICE = 60.0
+"""Seconds before its token expires that a client is told so; half of its life if that is less."""
 
 
 class _Close(Exception):
@@ -68,15 +48,6 @@ class _Close(Exception):
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
-
-
-class _Refused(Exception):
-    """A client frame that cannot be followed; the connection goes on."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(code, detail)
-        self.code = code
-        self.detail = detail
 
 
 @router.websocket("/ws/echo")
@@ -89,32 +60,40 @@ async def echo(socket: WebSocket) -> None:
             text = await socket.receive_text()
             answer = {"echo": text, "server_time": utc_now().isoformat()}
             await socket.send_text(orjson.dumps(answer).decode())
-    except (WebSocketDisconnect, KeyError):  # KeyError: a binary frame, which has no text
-        await _close_quietly(socket, 1003, "text frames only")
+    except WebSocketDisconnect:
+        pass
+    except KeyError:  # a binary frame, which has no text
+        _wire(socket).end(1003, "text frames only")
+
+
+def _wire(socket: WebSocket) -> SocketProtocol:
+    wire: SocketProtocol = socket.scope["state"][WIRE]
+    return wire
 
 
 @router.websocket("/v1/ws")
-async def live_stream(socket: WebSocket) -> None:
+async def live_socket(socket: WebSocket) -> None:
     """Serve the live stream to one client."""
-    principal = None
-    scheme, _, token = socket.headers.get("authorization", "").partition(" ")
-    if token and scheme.lower() == "bearer":
-        try:
-            principal = await _verify(socket, token.strip())
-        except (InvalidToken, KeysUnavailable) as problem:
-            await socket.send_denial_response(_denial(problem, request_id_of(socket.scope)))
-            return
-    await socket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in socket.scope["subprotocols"] else None)
-    connection = Connection(socket)
+    stream: LiveStream = socket.app.state.live
+    connection = Connection(socket, stream)
     try:
-        await connection.run(principal)
-    except* _Close as closings:
-        closing = closings.exceptions[0]
-        assert isinstance(closing, _Close)  # noqa: S101  # what except* selected
-        log.info("socket.closed", code=closing.code, reason=closing.reason)
-        await _close_quietly(socket, closing.code, closing.reason)
-    except* WebSocketDisconnect:
+        scheme, _, token = socket.headers.get("authorization", "").partition(" ")
+        if token and scheme.lower() == "bearer":
+            connection.principal = await _verify(socket, token.strip())
+        stream.connections.enter(connection)
+    except Problem as problem:
+        stream.meters.refused(problem.code)
+        await socket.send_denial_response(_denial(problem, request_id_of(socket.scope)))
+        return
+    try:
+        await socket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in socket.scope["subprotocols"] else None)
+        await connection.run()
+    except _Close as closing:
+        connection.end(closing.code, closing.reason)
+    except WebSocketDisconnect:
         pass
+    finally:
+        connection.leave()
 
 
 def _denial(problem: Problem, request_id: str) -> Response:
@@ -128,196 +107,169 @@ async def _verify(socket: WebSocket, token: str) -> Principal:
     return verifier.cached(token) or await verifier.verify(token)
 
 
-async def _close_quietly(socket: WebSocket, code: int, reason: str) -> None:
-    with suppress(RuntimeError, WebSocketDisconnect):  # the client was faster
-        await socket.close(code, reason)
-
-
 class Connection:
-    """One client's socket: a reader for what it asks, a writer for what it gets."""
+    """One client's socket: reads what it asks; what it gets is written by whoever has it, without a task of its own."""
 
-    def __init__(self, socket: WebSocket) -> None:
-        state = socket.app.state
+    def __init__(self, socket: WebSocket, stream: LiveStream) -> None:
+        self.address = address_of(socket.scope, stream.settings.trusted_proxies)
+        self.principal: Principal | None = None
         self._socket = socket
-        self._settings: NotificationsSettings = state.settings
-        self._hub: Hub = state.hub
-        self._reader: LiveReader = state.live_reader
-        self._principal: Principal | None = None
+        self._wire = _wire(socket)
+        self._stream = stream
+        self._backlog = stream.settings.socket_backlog
         self._channels: dict[str, Channel] = {}
-        self._waiting: deque[str] = deque()
-        self._something_waits = asyncio.Event()
-        self._nothing_waits = asyncio.Event()
-        self._ending: asyncio.Future[_Close] = asyncio.get_running_loop().create_future()
         self._expiry: asyncio.TimerHandle | None = None
 
-    def offer(self, frame: str) -> None:
-        """Queue a frame; a client that does not read loses its connection, not its neighbours' time."""
-        if len(self._waiting) >= self._settings.socket_backlog:
-            self._end(_Close(TRY_AGAIN_LATER, "too slow"))
-            return
-        self._waiting.append(frame)
-        self._something_waits.set()
+    def write(self, data: bytes) -> None:
+        """Take frames; a client that does not read them loses its connection, not its neighbours' time."""
+        wire = self._wire
+        if not wire.writable.is_set() and wire.transport.get_write_buffer_size() > self._backlog:
+            self.end(TRY_AGAIN_LATER, "too slow")
+        else:
+            wire.write(data)
 
-    def _end(self, closing: _Close) -> None:
-        if not self._ending.done():
-            self._ending.set_result(closing)
+    def end(self, code: int, reason: str) -> None:
+        """End the connection now."""
+        self._stream.hub.leave(self)
+        self._wire.end(code, reason)
 
-    async def run(self, principal: Principal | None) -> None:
+    def leave(self) -> None:
+        """The connection has ended: forget it, and say who it was if it was this side that ended it."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._stream.hub.leave(self)
+        self._stream.connections.leave(self)
+        if self._wire.ended is not None:
+            self._stream.ended(self, *self._wire.ended, topics=list(self._channels))
+
+    async def run(self) -> None:
         """Serve the client until one side ends it."""
-        self._admit(principal or await self._first_frame())
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._write())
-                tasks.create_task(self._close_when_ending())
-                await self._read()
-        finally:
-            if self._expiry is not None:
-                self._expiry.cancel()
-            for channel in self._channels.values():
-                self._hub.unsubscribe(channel, self)
+        self._admit(self.principal or await self._first_frame())
+        while True:
+            text = await self._receive()
+            await self._drained()  # whoever asks faster than it reads the answers waits for itself
+            try:
+                await self._follow(client_frame.validate_json(text))
+            except ValidationError:
+                self._say(type="error", code="bad_frame", detail="Not a frame of this protocol.")
+            except Problem as problem:
+                self._say(type="error", code=problem.code, detail=problem.detail or problem.title)
 
     async def _first_frame(self) -> Principal:
         """Wait for the auth frame of a client that could not send a header."""
         try:
-            async with asyncio.timeout(self._settings.auth_timeout):
-                frame = _client_frame.validate_json(await self._receive())
-            if not isinstance(frame, _Auth):
+            async with asyncio.timeout(self._stream.settings.auth_timeout):
+                frame = client_frame.validate_json(await self._receive())
+            if not isinstance(frame, Auth):
                 raise _Close(POLICY_VIOLATION, "authenticate first")
-            return await _verify(self._socket, frame.token)
+            principal = await _verify(self._socket, frame.token)
+            self._stream.connections.identify(self, principal)
         except TimeoutError:
             raise _Close(POLICY_VIOLATION, "not authenticated in time") from None
         except (ValidationError, InvalidToken):
             raise _Close(POLICY_VIOLATION, "bad token") from None
         except KeysUnavailable:
             raise _Close(TRY_AGAIN_LATER, "tokens cannot be verified yet") from None
+        except TooManyConnections:
+            raise _Close(TRY_AGAIN_LATER, "too many connections") from None
+        return principal
 
     def _admit(self, principal: Principal) -> None:
-        self._principal = principal
+        if self._stream.connections.is_revoked(principal):
+            raise _Close(POLICY_VIOLATION, "session ended")
         if self._expiry is not None:
             self._expiry.cancel()
-        self._expiry = asyncio.get_running_loop().call_later(
-            max(0.0, principal.expires_at - time()), self._end, _Close(TOKEN_EXPIRED, "token expired")
-        )
-        self._offer_json(type="ready", user_id=principal.id, expires_at=principal.expires_at)
+        left = max(0.0, principal.expires_at - time())
+        notice = left - min(EXPIRY_NOTICE, left / 2)
+        self._expiry = asyncio.get_running_loop().call_later(notice, self._expires_soon, principal.expires_at)
+        self._say(type="ready", user_id=principal.id, expires_at=principal.expires_at)
 
-    def _offer_json(self, **frame: object) -> None:
-        self.offer(orjson.dumps(frame).decode())
+    def _expires_soon(self, expires_at: int) -> None:
+        left = max(0.0, expires_at - time())
+        self._say(type="expiring", **{"in": round(left)})
+        self._expiry = asyncio.get_running_loop().call_later(left, self.end, TOKEN_EXPIRED, "token expired")
+
+    def _say(self, **members: object) -> None:
+        self.write(websocket_text(message(**members)))
 
     async def _receive(self) -> str:
-        message = await self._socket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1006))
-        return (
-            message.get("text") or "null"
-        )  # a binary frame is refused like any other that is no JSON object
+        received = await self._socket.receive()
+        if received["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(received.get("code", 1006))
+        # A binary frame is refused like any other that is no JSON object.
+        return received.get("text") or "null"
 
-    async def _write(self) -> None:
-        while True:
-            await self._something_waits.wait()
-            self._something_waits.clear()
-            while self._waiting:
-                await self._socket.send_text(self._waiting.popleft())
-            self._nothing_waits.set()
+    async def _drained(self) -> None:
+        """Wait until the client has taken most of what was written."""
+        await self._wire.writable.wait()
+        if self._wire.ending:
+            raise WebSocketDisconnect
 
-    async def _close_when_ending(self) -> None:
-        raise await self._ending
-
-    async def _read(self) -> None:
-        while True:
-            text = await self._receive()
-            if len(self._waiting) > self._settings.socket_backlog // 2:
-                await self._drained()  # whoever asks faster than it reads the answers waits for itself
-            try:
-                await self._follow(_client_frame.validate_json(text))
-            except ValidationError:
-                self._offer_json(type="error", code="bad_frame", detail="Not a frame of this protocol.")
-            except _Refused as refusal:
-                self._offer_json(type="error", code=refusal.code, detail=refusal.detail)
-
-    async def _follow(self, frame: _ClientFrame) -> None:
+    async def _follow(self, frame: ClientFrame) -> None:
         match frame:
-            case _Ping():
-                self._offer_json(type="pong")
-            case _Auth():
+            case Ping():
+                self._say(type="pong")
+            case Auth():
                 await self._authenticate_again(frame.token)
-            case _Subscribe():
+            case Subscribe():
                 await self._subscribe(frame.topic, frame.cursor)
-            case _Unsubscribe():
-                channel = self._channels.pop(frame.topic, None)
-                if channel is not None:
-                    self._hub.unsubscribe(channel, self)
+            case Unsubscribe():
+                if self._channels.pop(frame.topic, None) is not None:
+                    self._listen()
 
     async def _authenticate_again(self, token: str) -> None:
         try:
             principal = await _verify(self._socket, token)
         except InvalidToken:
             raise _Close(POLICY_VIOLATION, "bad token") from None
-        except KeysUnavailable:
-            raise _Refused("keys_unavailable", "Tokens cannot be verified yet. Try again.") from None
-        if self._principal is not None and principal.id != self._principal.id:
+        if self.principal is not None and principal.id != self.principal.id:
             raise _Close(POLICY_VIOLATION, "token of another user")
-        if "me" in self._channels and READ_SCOPE not in principal.scopes:
+        if not all(is_still_allowed(topic, principal) for topic in self._channels):
             raise _Close(POLICY_VIOLATION, "token without the scope of a topic")
+        self._stream.connections.identify(self, principal)
         self._admit(principal)
 
     async def _subscribe(self, topic: str, cursor: str | None) -> None:
-        channel = self._channel(topic)
-        start = None if cursor is None else self._parse(cursor)
+        assert self.principal is not None  # noqa: S101  # set before the first frame is followed
+        channel = channel_of(topic, self.principal)
+        start = None if cursor is None else _parse(cursor)
         if len(self._channels) >= MAX_TOPICS and topic not in self._channels:
-            raise _Refused("too_many_topics", f"A socket has at most {MAX_TOPICS} topics.")
+            raise TooManyTopics(f"A connection has at most {MAX_TOPICS} topics.")
         await self._stream_is_followed()
         # Subscribing again with a cursor replays: nothing may arrive twice meanwhile.
-        self._hub.unsubscribe(channel, self)
-        self._channels[topic] = channel
-        self._offer_json(type="subscribed", topic=topic, cursor=str(start or self._hub.position))
+        if self._channels.pop(topic, None) is not None:
+            self._listen()
+        self._say(type="subscribed", topic=topic, cursor=str(start or self._stream.hub.position))
         if start is not None:
             await self._replay(channel, start)
-        self._hub.subscribe(channel, self)
+        self._channels[topic] = channel
+        self._listen()
 
-    def _channel(self, topic: str) -> Channel:
-        match topic.split("."):
-            case ["items"]:
-                return Channel("items")
-            case ["items", item_id] if _ITEM_ID.fullmatch(item_id):
-                return Channel(topic)
-            case ["me"] if self._principal is not None:
-                if READ_SCOPE not in self._principal.scopes:
-                    raise _Refused("insufficient_scope", f"The topic me needs the scope {READ_SCOPE}.")
-                return Channel("me", self._principal.id)
-        raise _Refused("unknown_topic", "Topics are items, items.<id> and me.")
-
-    def _parse(self, cursor: str) -> Cursor:
-        try:
-            return Cursor.parse(cursor)
-        except ValueError:
-            raise _Refused("cursor_invalid", "This is not a cursor of this stream.") from None
+    def _listen(self) -> None:
+        if not self._wire.ending:
+            self._stream.hub.follow(self, self._channels.values(), websocket_text)
 
     async def _stream_is_followed(self) -> None:
         try:
             async with asyncio.timeout(STREAM_TIMEOUT):
-                await self._reader.caught_up.wait()
+                await self._stream.reader.caught_up.wait()
         except TimeoutError:
             raise _Close(TRY_AGAIN_LATER, "the event stream is not there yet") from None
 
     async def _replay(self, channel: Channel, start: Cursor) -> None:
-        """Queue what came after `start`; when this returns, no event lies between the last queued and the hub's next."""
-        position = start
-        # Half the backlog at most: the other half is for what the other topics bring meanwhile.
-        batch = min(REPLAY_BATCH, max(1, self._settings.socket_backlog // 2))
-        while True:
-            try:
-                missed = self._hub.after(position, channel, limit=batch)
-            except OutOfMemory:
-                self.offer(gap_frame(channel.topic, position, self._hub.position))
-                return
-            for sequence, frame in missed:
-                self.offer(frame)
-                position = Cursor(position.epoch, sequence)
-            if len(missed) < batch:
-                return
-            await self._drained()
+        stream = self._stream
+        try:
+            replayed = await follow_from(
+                start, (channel,), self,
+                hub=stream.hub, history=stream.history, form=websocket_text, drained=self._drained,
+            )  # fmt: skip
+        except TimeoutError:
+            raise _Close(TRY_AGAIN_LATER, "the event stream cannot be read now") from None
+        stream.meters.replayed(replayed)
 
-    async def _drained(self) -> None:
-        """Let the writer catch up before more is queued."""
-        self._nothing_waits.clear()
-        await self._nothing_waits.wait()
+
+def _parse(cursor: str) -> Cursor:
+    try:
+        return Cursor.parse(cursor)
+    except ValueError:
+        raise CursorInvalid("This is not a cursor of this stream.") from None
