@@ -9,6 +9,7 @@ import pytest
 from nats.errors import Error as NATSError
 from nats.js.api import StorageType, StreamConfig
 from nats.js.errors import APIError
+from structlog.testing import capture_logs
 
 from shared.streams import COMMANDS, DEAD, EVENTS, REVOCATIONS, StreamConflict, declarations, declare, ensure
 from shared.testing import free_port
@@ -59,10 +60,31 @@ async def test_conflict_says_so_and_changes_nothing(connected: Any) -> None:
             StreamConfig(name=EVENTS, subjects=["events.>"], storage=StorageType.MEMORY)
         )
 
-        with pytest.raises(StreamConflict, match="EVENTS"):
+        with pytest.raises(
+            StreamConflict, match=r"EVENTS cannot be changed: .*storage should be file, not memory"
+        ):
             await declare(broker.js)
 
         assert (await broker.js.stream_info(EVENTS)).config.storage == StorageType.MEMORY
+
+
+async def test_service_says_what_of_a_stream_is_not_as_declared(connected: Any) -> None:
+    async with connected("operator") as operator, connected("items") as items:
+        await declare(operator.js)
+        with capture_logs() as logs:
+            await ensure(items.js, EVENTS)
+        assert logs == []
+
+        older = (await operator.js.stream_info(EVENTS)).config
+        older.max_age = 7200
+        await operator.js.update_stream(older)
+        with capture_logs() as logs:
+            info = await ensure(items.js, EVENTS)
+
+    assert info.config.max_age == 7200
+    (said,) = logs
+    assert (said["event"], said["stream"]) == ("stream.differs", EVENTS)
+    assert said["max_age"] == "2592000.0, not 7200.0"
 
 
 async def test_services_may_neither_change_nor_delete_a_stream(connected: Any) -> None:

@@ -3,17 +3,20 @@
 The message stays as it was: its payload is the letter's, its subject and headers are told in the letter's own headers.
 """
 
+import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, Self
 
-import orjson
-from nats.js.api import Header
+from nats.js import JetStreamContext
+from nats.js.api import Header, RawStreamMsg
+from nats.js.errors import NotFoundError
 
+from shared.streams import DEAD
 from shared.times import utc_now
 
 MAX_CAUSE = 500
@@ -83,7 +86,7 @@ class DeadLetter:
         """Write it down as headers; a letter that is stored twice within the duplicate window is stored once."""
         told = {
             "Consumer": self.consumer,
-            "Cause": " ".join(self.cause.split())[:MAX_CAUSE],
+            "Cause": _ascii(" ".join(self.cause.split())[:MAX_CAUSE]),
             "Stream": self.stream,
             "Subject": self.subject,
             "Sequence": str(self.sequence),
@@ -91,7 +94,7 @@ class DeadLetter:
             "Published": self.published_at.isoformat(),
             "First-Failure": self.first_failure_at.isoformat() if self.first_failure_at else "",
             "Last-Failure": self.last_failure_at.isoformat() if self.last_failure_at else "",
-            "Headers": orjson.dumps(dict(self.headers)).decode(),
+            "Headers": json.dumps(dict(self.headers)),
         }
         return {
             Header.MSG_ID: f"{self.stream}.{self.consumer}.{self.sequence}",
@@ -112,7 +115,7 @@ class DeadLetter:
         def moment(name: str) -> datetime | None:
             return datetime.fromisoformat(told(name)) if told(name) else None
 
-        original: dict[str, Any] = orjson.loads(told("Headers") or "{}")
+        original: dict[str, Any] = json.loads(told("Headers") or "{}")
         published_at = moment("Published")
         if published_at is None:
             raise ValueError("not a dead letter")
@@ -128,6 +131,68 @@ class DeadLetter:
             last_failure_at=moment("Last-Failure"),
             headers=original,
         )
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLetter:
+    """A dead letter in its stream; `number` is what operators call it by."""
+
+    number: int
+    letter: DeadLetter
+    payload: bytes
+    """The message's own; empty for a command, which may have carried a secret."""
+
+
+class DeadLetters:
+    """The dead letters of one service. Only the NATS user `operator` may read and delete them."""
+
+    def __init__(self, js: JetStreamContext, service: str) -> None:
+        self._js = js
+        self._subject = f"dead.{service}.>"
+
+    async def all(self, *, consumer: str | None = None) -> AsyncIterator[StoredLetter]:
+        """Yield every letter there is, oldest first."""
+        number = 1
+        while True:
+            try:
+                message = await self._js.get_msg(DEAD, number, subject=self._subject, next=True)
+            except NotFoundError:
+                return
+            stored = _stored(message)
+            if stored is not None and consumer in (None, stored.letter.consumer):
+                yield stored
+            number = int(message.seq or 0) + 1
+
+    async def get(self, number: int) -> StoredLetter:
+        """Return a letter.
+
+        Raises:
+            LookupError: this service has none of this number.
+        """
+        try:
+            message = await self._js.get_msg(DEAD, number, subject=self._subject, next=True)
+        except NotFoundError:
+            raise LookupError(number) from None
+        stored = _stored(message) if message.seq == number else None
+        if stored is None:
+            raise LookupError(number)
+        return stored
+
+    async def drop(self, number: int) -> None:
+        """Delete a letter for good."""
+        await self._js.delete_msg(DEAD, number)
+
+
+def _stored(message: RawStreamMsg) -> StoredLetter | None:
+    try:
+        letter = DeadLetter.from_headers(message.headers or {})
+    except ValueError:
+        return None
+    return StoredLetter(int(message.seq or 0), letter, message.data or b"")
 
 
 def place_of(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -117,9 +117,18 @@ def _bind(settings: Settings) -> socket.socket:
     return listener
 
 
+class Subcommands(NamedTuple):
+    """A command with arguments of its own: its help, what adds them to a parser, and its function."""
+
+    summary: str
+    describe: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Any, argparse.Namespace], int]
+    """Takes the settings and the arguments, returns the exit code."""
+
+
 def main(
     settings: type[Settings],
-    commands: Mapping[str, tuple[str, Callable[[Any], None]]],
+    commands: Mapping[str, tuple[str, Callable[[Any], None]] | Subcommands],
     argv: Sequence[str] | None = None,
 ) -> None:
     """Entry point of `python -m <service> <command>`: `commands` maps a name to its help and its function."""
@@ -127,7 +136,12 @@ def main(
         prog=f"python -m {settings.service}", description=f"The Tollhouse service {settings.service}."
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, (summary, _) in commands.items():
-        subparsers.add_parser(name, help=summary, description=summary)
+    for name, command in commands.items():
+        added = subparsers.add_parser(name, help=command[0], description=f"{command[0].capitalize()}.")
+        if isinstance(command, Subcommands):
+            command.describe(added)
     arguments = parser.parse_args(argv)
-    commands[arguments.command][1](settings.load())
+    chosen = commands[arguments.command]
+    if isinstance(chosen, Subcommands):
+        sys.exit(chosen.run(settings.load(), arguments))
+    chosen[1](settings.load())

@@ -16,7 +16,10 @@ from pydantic import Field
 
 from shared.broker import Broker
 from shared.ids import new_id
+from shared.logs import get_logger
 from shared.settings import Settings
+
+log = get_logger(__name__)
 
 DUPLICATE_WINDOW = 3600
 HOUR = 3600
@@ -29,6 +32,9 @@ EVENTS = "EVENTS"
 COMMANDS = "COMMANDS"
 DEAD = "DEAD"
 REVOCATIONS = "REVOCATIONS"
+
+
+_DECLARED = ("subjects", "retention", "max_age", "storage", "allow_direct", "duplicate_window")
 
 
 class StreamConflict(RuntimeError):
@@ -72,20 +78,37 @@ def declarations(replicas: int = 1) -> tuple[StreamConfig, ...]:
     )
 
 
+def differences(declared: StreamConfig, actual: StreamConfig) -> dict[str, str]:
+    """Say in which fields a stream is not as declared: `{"max_age": "2592000.0, not 7200.0"}`."""
+    found = {}
+    for field in _DECLARED:
+        wanted, there = getattr(declared, field), getattr(actual, field)
+        if wanted is not None and wanted != there:
+            found[field] = f"{getattr(wanted, 'value', wanted)}, not {there}"
+    return found
+
+
 async def ensure(js: JetStreamContext, name: str, *, replicas: int = 1) -> StreamInfo:
-    """Return the stream, creating it when it is missing."""
+    """Return the stream, creating it when it is missing. One that is there stays as it is; the log tells what differs."""
+    declared = next(stream for stream in declarations(replicas) if stream.name == name)
     try:
-        return await js.stream_info(name)
+        info = await js.stream_info(name)
     except NotFoundError:
-        declared = next(stream for stream in declarations(replicas) if stream.name == name)
-        # A new epoch: cursors into an earlier stream of this name mean nothing in this one.
-        declared.metadata = {"epoch": new_id().replace("-", "")}
-        try:
-            return await js.add_stream(declared)
-        except APIError as error:
-            if error.err_code == _NAME_IN_USE:  # another replica was faster
-                return await js.stream_info(name)
-            raise
+        return await _create(js, declared)
+    if different := differences(declared, info.config):
+        log.warning("stream.differs", stream=name, **different)
+    return info
+
+
+async def _create(js: JetStreamContext, declared: StreamConfig) -> StreamInfo:
+    # A new epoch: cursors into an earlier stream of this name mean nothing in this one.
+    declared.metadata = {"epoch": new_id().replace("-", "")}
+    try:
+        return await js.add_stream(declared)
+    except APIError as error:
+        if error.err_code == _NAME_IN_USE:  # another replica was faster
+            return await js.stream_info(str(declared.name))
+        raise
 
 
 async def declare(js: JetStreamContext, *, replicas: int = 1) -> None:
@@ -97,10 +120,14 @@ async def declare(js: JetStreamContext, *, replicas: int = 1) -> None:
     for declared in declarations(replicas):
         info = await ensure(js, str(declared.name), replicas=replicas)
         declared.metadata = info.config.metadata
+        different = differences(declared, info.config)
         try:
             await js.update_stream(declared)
         except APIError as error:
-            raise StreamConflict(f"Stream {declared.name} cannot be changed: {error.description}.") from error
+            wanted = "; ".join(f"{field} should be {difference}" for field, difference in different.items())
+            raise StreamConflict(
+                f"Stream {declared.name} cannot be changed: {error.description} ({wanted})."
+            ) from error
 
 
 class StreamSettings(Settings):

@@ -4,10 +4,11 @@ import argparse
 import asyncio
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
-from stack import dev, postgres, preflight
+from stack import credentials, dev, postgres, preflight, services
 from stack.errors import StackError
 from stack.logs import Output
 from stack.reach import SYSTEM_DIR
@@ -21,6 +22,8 @@ Run the whole of Tollhouse on this machine: PostgreSQL, NATS, users, items, noti
 commands:
   run    bring everything up, and keep it up until Ctrl-C (the default)
   dev    the same; a service restarts when its sources change
+  exec   run a command of a service against the running stack, as the NATS user operator:
+         python -m stack exec items events status
   clean  delete DATA_DIR with all data in it
 """
 EPILOGUE = f"""\
@@ -43,14 +46,22 @@ def main(arguments: list[str] | None = None, *, system: System = TOLLHOUSE) -> i
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "command", nargs="?", choices=("run", "dev", "clean"), default="run", metavar="command"
+        "command", nargs="?", choices=("run", "dev", "exec", "clean"), default="run", metavar="command"
     )
-    command = parser.parse_args(arguments).command
+    parser.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="…", help="of exec: the service and its command"
+    )
+    parsed = parser.parse_args(arguments)
+    command: str = parsed.command
+    if bool(parsed.words) != (command == "exec"):
+        parser.error("exec takes a service and its command, and no other command takes any")
     folder = Path.cwd()
     try:
         options = StackSettings.load(os.environ, folder)
         if command == "clean":
             clean(options.data_dir)
+        elif command == "exec":
+            return execute(system, options, folder, parsed.words)
         else:
             with preflight.claimed(options.data_dir):
                 run(system, options, folder, reloading=command == "dev")
@@ -78,6 +89,23 @@ def run(system: System, options: StackSettings, folder: Path, *, reloading: bool
         asyncio.run(supervise())
     finally:
         output.close()
+
+
+def execute(system: System, options: StackSettings, folder: Path, words: list[str]) -> int:
+    """Run `python -m <words>` with a service's environment and the operator's rights on NATS; returns its exit code.
+
+    StackError: there is no such service.
+    """
+    spec = next((spec for spec in system.services if spec.name == words[0]), None)
+    if spec is None:
+        raise StackError(f"{words[0]} is no service: {', '.join(spec.name for spec in system.services)} are.")
+    stored = options.data_dir / "credentials.json"
+    if not stored.exists():
+        raise StackError(f"No stack has run on {options.data_dir} yet.")
+    secrets = credentials.load(stored, services.wanted_credentials(system))
+    url = services.database_url_of(spec, options, secrets)
+    env = services.environment(spec, system, options, secrets, url) | services.as_operator(spec, secrets)
+    return subprocess.run((*spec.program_argv, *words[1:]), env=env, cwd=folder, check=False).returncode  # noqa: S603  # the user's own command
 
 
 def clean(data_dir: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stack import credentials, nats, postgres
 from stack import settings as ports
 from stack.command import Command
 from stack.settings import StackSettings
@@ -31,7 +32,12 @@ class ServiceSpec:
 
     def argv(self, verb: str) -> tuple[str, ...]:
         """The command line for `serve` or `migrate`."""
-        return (*(self.program or (sys.executable, "-m", self.name)), verb)
+        return (*self.program_argv, verb)
+
+    @property
+    def program_argv(self) -> tuple[str, ...]:
+        """The command line without the verb."""
+        return self.program or (sys.executable, "-m", self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +101,28 @@ def metrics_port_of(spec: ServiceSpec, settings: StackSettings) -> int | None:
     return settings.port(base) if base else None
 
 
+def wanted_credentials(system: System) -> dict[str, credentials.Maker]:
+    """What this stack has passwords and keys for, and how each is made."""
+    return {
+        "postgres": credentials.password,
+        "key_encryption_key": credentials.encryption_key,
+        **{f"database.{spec.name}": credentials.password for spec in system.services if spec.database},
+        **{f"nats.{user}": credentials.password for user in nats.GRANTS},
+    }
+
+
+def database_url_of(spec: ServiceSpec, settings: StackSettings, secrets: Mapping[str, str]) -> str | None:
+    """Where the service's database is, if it has one."""
+    if not spec.database:
+        return None
+    return postgres.dsn(spec.name, secrets[f"database.{spec.name}"], settings.port(ports.POSTGRES), spec.name)
+
+
 def environment(
     spec: ServiceSpec,
     system: System,
     settings: StackSettings,
-    credentials: Mapping[str, str],
+    secrets: Mapping[str, str],
     database_url: str | None,
 ) -> dict[str, str]:
     """The environment of a service: the caller's without the other services' own variables, and what this stack assigns.
@@ -118,12 +141,12 @@ def environment(
         "LOG_FORMAT": "json",
         "NATS_URL": f"nats://127.0.0.1:{settings.port(ports.NATS)}",
         "NATS_USER": spec.name,
-        "NATS_PASSWORD": credentials[f"nats.{spec.name}"],
+        "NATS_PASSWORD": secrets[f"nats.{spec.name}"],
         "JWKS_URL": f"http://127.0.0.1:{settings.port(ports.USERS)}/.well-known/jwks.json",
     }
     if database_url is not None:
         assigned["DATABASE_URL"] = database_url
-    values = {**urls, **credentials, "data_dir": str(settings.data_dir)}
+    values = {**urls, **secrets, "data_dir": str(settings.data_dir)}
     defaults = {prefix + name: text.format_map(values) for name, text in spec.defaults.items()}
     return {
         "TOKEN_ISSUER": settings.gateway_url,
@@ -134,6 +157,12 @@ def environment(
         **{prefix + name: value for name, value in assigned.items()},
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def as_operator(spec: ServiceSpec, secrets: Mapping[str, str]) -> dict[str, str]:
+    """What replaces the service's own NATS user by the operator in its environment."""
+    prefix = f"{spec.name.upper()}_NATS_"
+    return {f"{prefix}USER": nats.OPERATOR, f"{prefix}PASSWORD": secrets[f"nats.{nats.OPERATOR}"]}
 
 
 def command(spec: ServiceSpec, verb: str, env: Mapping[str, str], folder: Path) -> Command:

@@ -110,7 +110,9 @@ class Supervisor:
         if ended:
             self.output.say(f"ended {ended} processes that a killed run had left.")
         await asyncio.to_thread(preflight.check_ports, self._ports())
-        self._secrets = credentials.load(data_dir / "credentials.json", self._wanted_credentials())
+        self._secrets = credentials.load(
+            data_dir / "credentials.json", services.wanted_credentials(self.system)
+        )
         (data_dir / "mail").mkdir(mode=0o700, exist_ok=True)
         await _together(
             self._bring_up_nats(),
@@ -242,26 +244,11 @@ class Supervisor:
         return [[name for name in layer if name in self._processes] for layer in layers]
 
     def _environment(self, spec: ServiceSpec) -> dict[str, str]:
-        url = None
-        if spec.database:
-            secret = self._secrets[f"database.{spec.name}"]
-            url = postgres.dsn(spec.name, secret, self._options.port(ports.POSTGRES), spec.name)
+        url = services.database_url_of(spec, self._options, self._secrets)
         return services.environment(spec, self.system, self._options, self._secrets, url)
 
     def _marked(self, command: Command) -> Command:
         return command.marked(**{preflight.MARKER: str(self._options.data_dir)})
-
-    def _wanted_credentials(self) -> dict[str, credentials.Maker]:
-        return {
-            "postgres": credentials.password,
-            "key_encryption_key": credentials.encryption_key,
-            **{
-                f"database.{spec.name}": credentials.password
-                for spec in self.system.services
-                if spec.database
-            },
-            **{f"nats.{user}": credentials.password for user in nats.GRANTS},
-        }
 
     def _ports(self) -> dict[str, tuple[str, int]]:
         listed = {

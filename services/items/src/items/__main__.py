@@ -1,11 +1,18 @@
-"""`python -m items serve|migrate`."""
+"""`python -m items serve|migrate|events`."""
 
 from items.settings import ItemsSettings
-from shared import migrations, server
+from shared import event_commands, migrations, server
+from shared.event_tool import Consumers
 
 
 def _serve(settings: ItemsSettings) -> None:
     server.run(settings, "items.app:create")
+
+
+def _consumers() -> Consumers:
+    from items.handlers import CONSUMERS
+
+    return CONSUMERS
 
 
 if __name__ == "__main__":
@@ -14,5 +21,6 @@ if __name__ == "__main__":
         {
             "serve": ("answer requests until SIGTERM", _serve),
             "migrate": ("bring the database to the newest revision", migrations.upgrade),
+            "events": event_commands.subcommands(_consumers),
         },
     )

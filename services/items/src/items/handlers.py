@@ -20,3 +20,5 @@ async def disown(session: AsyncSession, event: Envelope) -> None:
 
 
 HANDLERS: Mapping[str, Handler] = {"users.user.deleted.v1": disown}
+
+CONSUMERS: Mapping[Subscription, Mapping[str, Handler]] = {SUBSCRIPTION: HANDLERS}

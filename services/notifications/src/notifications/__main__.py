@@ -1,12 +1,19 @@
-"""`python -m notifications serve|migrate`."""
+"""`python -m notifications serve|migrate|events`."""
 
 from notifications.protocol import SocketProtocol
 from notifications.settings import NotificationsSettings
-from shared import migrations, server
+from shared import event_commands, migrations, server
+from shared.event_tool import Consumers
 
 
 def _serve(settings: NotificationsSettings) -> None:
     server.run(settings, "notifications.app:create", ws=SocketProtocol)
+
+
+def _consumers() -> Consumers:
+    from notifications.handlers import CONSUMERS
+
+    return CONSUMERS
 
 
 if __name__ == "__main__":
@@ -15,5 +22,6 @@ if __name__ == "__main__":
         {
             "serve": ("answer requests until SIGTERM", _serve),
             "migrate": ("bring the database to the newest revision", migrations.upgrade),
+            "events": event_commands.subcommands(_consumers),
         },
     )

@@ -83,3 +83,8 @@ HANDLERS: Mapping[str, Handler] = {
 }
 
 COMMAND_HANDLERS: Mapping[str, Handler] = {"notifications.mail.send.v1": send_mail}
+
+CONSUMERS: Mapping[Subscription, Mapping[str, Handler]] = {
+    SUBSCRIPTION: HANDLERS,
+    COMMAND_SUBSCRIPTION: COMMAND_HANDLERS,
+}

@@ -1,8 +1,8 @@
-"""`python -m users serve|migrate|rotate-key`."""
+"""`python -m users serve|migrate|events|rotate-key`."""
 
 import asyncio
 
-from shared import migrations, server
+from shared import event_commands, migrations, server
 from shared.database import Database
 from users import key_ring
 from users.settings import UsersSettings
@@ -31,6 +31,7 @@ if __name__ == "__main__":
         {
             "serve": ("answer requests until SIGTERM", _serve),
             "migrate": ("bring the database to the newest revision", migrations.upgrade),
+            "events": event_commands.subcommands(),
             "rotate-key": ("publish a new signing key, which soon takes over", _rotate_key),
         },
     )
