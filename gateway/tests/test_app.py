@@ -341,6 +341,8 @@ async def test_workers_heal_metrics_never_go_back_and_sigterm_ends_all(
 
     async def serving() -> bool:
         with suppress(httpx.HTTPError):
+            async with httpx.AsyncClient(trust_env=False) as http:
+                await http.get(f"{url}/health")  # a process counts itself a moment before it listens
             return (await numbers()).get("gateway_processes") == 2
         return False
 

@@ -1,5 +1,7 @@
 """Rate limits: the decision alone, and what clients see of it."""
 
+from ipaddress import IPv4Network
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from gateway import limits
 from gateway.errors import RateLimited
 from gateway.limits import LimitSettings, RateLimit
+from gateway.proxies import TrustedProxies, plain_address
 from gateway.testing import Gateway, GatewayFactory
 from shared.addresses import address_key
 from shared.testing import TokenIssuer
@@ -177,6 +180,12 @@ async def test_g8_sockets_without_a_token_are_capped_per_address(
         (b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\n", "192.0.2.1", "https"),
         (b"X-Forwarded-For: 6.6.6.6, 192.0.2.1\r\n", "192.0.2.1", "http"),
         (b"X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 192.0.2.1, 127.0.0.2\r\n", "192.0.2.1", "http"),
+        (b"X-Forwarded-For: 192.0.2.1:4711\r\n", "192.0.2.1", "http"),
+        (b"X-Forwarded-For: [2001:db8::1]:4711\r\n", "2001:db8::1", "http"),
+        (b"X-Forwarded-For: 6.6.6.6, 2001:db8::1\r\n", "2001:db8::1", "http"),
+        (b"X-Forwarded-For: 192.0.2.1, ::ffff:127.0.0.9\r\n", "192.0.2.1", "http"),
+        (b"X-Forwarded-For: 6.6.6.6, unknown\r\n", "127.0.0.1", "http"),
+        (b"X-Forwarded-For: 192.0.2.1,\r\n", "127.0.0.1", "http"),
         (b"X-Forwarded-For: nonsense\r\nX-Forwarded-Proto: gopher\r\n", "127.0.0.1", "http"),
     ],
 )
@@ -188,6 +197,13 @@ async def test_g4_client_behind_a_trusted_proxy_is_the_last_that_no_trusted_one_
     (received,) = gateway.upstream.requests
     assert received.field("x-forwarded-for") == address
     assert received.field("x-forwarded-proto") == scheme
+
+
+def test_ipv4_client_of_an_ipv6_socket_is_named_as_ipv4() -> None:
+    assert plain_address("::ffff:192.0.2.1") == "192.0.2.1"
+    assert TrustedProxies([IPv4Network("192.0.2.0/24")]).trusts(plain_address("::ffff:192.0.2.1"))
+    assert plain_address("2001:DB8:0::1") == "2001:db8::1"
+    assert plain_address("a socket") == "a socket"
 
 
 async def test_g4_nobody_is_trusted_by_default(gateway: Gateway) -> None:

@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from gateway.connection import UpstreamConnection
 from gateway.testing import OK, OPTIONS, Gateway, GatewayFactory, ImpatientProtocol, Peer, Script, answer_ok
-from gateway.upstream import UpstreamConnection
 from shared.deadlines import NEVER
 from shared.errors import Problem
 from shared.testing import TokenIssuer, eventually
@@ -107,6 +107,8 @@ async def test_query_passes_byte_for_byte_and_a_trailing_slash_does_not(
         b"/open/..",
         b"/open/.",
         b"/open/./x",
+        b"/open/..;/closed",
+        b"/open/.;x",
         b"/open/%2e%2e/closed",
         b"/open/%2E",
         b"/open/.%2e/x",
@@ -978,6 +980,41 @@ async def test_drain_finishes_requests_and_ends_streams(start: GatewayFactory) -
         assert await stream.until(b"0\r\n\r\n")
         answer = await busy.response()
         assert (answer.status, answer.field("connection")) == (200, "close")
+
+
+async def test_drain_lets_nothing_without_end_begin(start: GatewayFactory) -> None:
+    """Requests that were on their way when the drain began are answered; streams and WebSockets would hold it up."""
+
+    async def script(peer: Peer) -> None:
+        while (await peer.request()).head.target != b"/stream":
+            await peer.send(OK)
+        await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ndata\r\n")
+        await peer.more()
+
+    async with AsyncExitStack() as connections, AsyncExitStack() as servers:
+        gateway = await start(script, stack=servers)
+        stream, late_stream, late_socket, late = [
+            await connections.enter_async_context(gateway.connect()) for _ in range(4)
+        ]
+        for raw in (late_stream, late_socket, late):
+            await raw.send(get(b"/open"))
+            assert (await raw.response()).status == 200
+        await stream.send(get(b"/stream"))
+        await stream.until(b"data")
+        drained = asyncio.create_task(servers.aclose())
+        assert await stream.until(b"0\r\n\r\n")
+        await late.send(get(b"/open"))
+        await late_stream.send(get(b"/stream"))
+        await late_socket.send(get(b"/ws", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"))
+        assert (await late.response()).status == 200
+        for raw in (late_stream, late_socket):
+            answer = await raw.response()
+            assert (answer.status, answer.json()["code"], answer.field("retry-after")) == (
+                503,
+                "upstream_unavailable",
+                "1",
+            )
+        await drained
 
 
 async def test_gateway_serves_after_everything(start: GatewayFactory) -> None:

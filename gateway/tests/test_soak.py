@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.proxy import Exchange
+from gateway.connection import UpstreamConnection
+from gateway.exchange import Exchange
 from gateway.testing import OK, GatewayFactory, Peer, ScriptedUpstream
 from gateway.tunnel import Tunnel
-from gateway.upstream import UpstreamConnection
 from shared.testing import TokenIssuer, eventually, free_port
 from shared.testing_wire import RawConnection, raw_connection
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import tunnel
+from gateway.frames import FrameFollower
 from gateway.testing import GatewayFactory, Peer, Script
-from gateway.tunnel import EARLY_LIMIT, FrameFollower
+from gateway.tunnel import EARLY_LIMIT
 from shared.testing import TokenIssuer, eventually
 from shared.testing_wire import RawConnection
 
@@ -155,6 +156,8 @@ async def test_g8_bad_token_is_401_before_the_upgrade(start: GatewayFactory, iss
         (b"/ws", b"Sec-WebSocket-Protocol: tollhouse.v1, bearer.%b\r\n" % good, 101),
         (b"/ws", b"Sec-WebSocket-Protocol: tollhouse.v1, bearer.%b\r\n" % bad, 401),
         (b"/ws", b"Sec-WebSocket-Protocol: bearer.\r\n", 401),
+        (b"/ws", b"Sec-WebSocket-Protocol: bearer.\xff\xfe\r\n", 401),
+        (b"/ws", b"Authorization: Bearer \xff\xfe\r\n", 401),
         (
             b"/ws",
             b"Sec-WebSocket-Protocol: bearer.%b\r\nSec-WebSocket-Protocol: bearer.%b\r\n" % (good, good),
@@ -185,6 +188,24 @@ async def test_g8_token_of_a_subprotocol_reaches_the_service_as_authorization_on
     (received,) = gateway.upstream.requests
     assert received.field("authorization") == f"Bearer {token}"
     assert received.field("sec-websocket-protocol") == "tollhouse.v1, other"
+
+
+async def test_client_is_not_left_waiting_where_we_fail_ourselves(
+    start: GatewayFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await start(echo)
+
+    async def fails(_token: str) -> None:
+        raise LookupError("a mistake of ours")
+
+    monkeypatch.setattr(gateway.app.state.verifier, "verify", fails)
+    for request in (handshake(), b"GET /open HTTP/1.1\r\nHost: a\r\n\r\n"):
+        async with gateway.connect() as raw:
+            await raw.send(request.replace(b"\r\n\r\n", b"\r\nAuthorization: Bearer x\r\n\r\n"))
+            answer = await raw.response()
+            assert (answer.status, answer.json()["code"]) == (500, "internal_error")
+            assert "LookupError" not in answer.body.decode()
+    await eventually(lambda: gateway.pool.tunnels == 0)
 
 
 async def test_refusal_of_the_service_passes(start: GatewayFactory) -> None:

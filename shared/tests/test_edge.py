@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from shared.edge import HELD_LIMIT, LINGER_BYTES, EdgeLimits, EdgeProtocol
+from shared.edge import LINGER_BYTES, EdgeLimits, EdgeProtocol
+from shared.edge_asgi import HELD_LIMIT
 from shared.testing import eventually, serving
 from shared.testing_wire import RawConnection, raw_connection
 from shared.wire import HEAD_LIMIT

@@ -65,6 +65,8 @@ def test_connection_decides_about_keep_alive_and_upgrade(
 def test_http_1_0_never_keeps_alive_and_knows_no_interim_responses() -> None:
     head = request(b"GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\nExpect: 100-continue\r\n\r\n")
     assert (head.http_1_0, head.keep_alive, head.expects_continue) == (True, False, False)
+    head = request(b"GET / HTTP/1.0\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    assert head.upgrade is None
 
 
 @pytest.mark.parametrize(

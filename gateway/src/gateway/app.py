@@ -18,6 +18,7 @@ from gateway.documents import add_documents
 from gateway.errors import GATEWAY_PROBLEMS
 from gateway.headers import HSTS, SECURITY_HEADERS
 from gateway.meters import Meters
+from gateway.proxies import TrustedProxies
 from gateway.proxy import Proxy
 from gateway.routes import Routes, RouteTable
 from gateway.settings import GatewaySettings
@@ -153,7 +154,7 @@ def _proxy(
         traces=traces,
         cors=Cors(settings.cors_origins, credentials=settings.cors_credentials),
         access_log=AccessLog(settings),
-        trusted_proxies=settings.trusted_proxies,
+        trusted_proxies=TrustedProxies(settings.trusted_proxies),
         headers=[*SECURITY_HEADERS, HSTS] if settings.hsts else SECURITY_HEADERS,
         allow_of=allow_of,
     )

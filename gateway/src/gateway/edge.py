@@ -9,12 +9,15 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gateway.errors import PathAmbiguous
+from gateway.errors import PathAmbiguous, UpstreamUnavailable
+from gateway.exchange import Exchange
 from gateway.paths import canonical
-from gateway.proxy import Exchange, Proxy
+from gateway.proxies import plain_address
+from gateway.proxy import Proxy
 from gateway.tunnel import Tunnel
 from shared.addresses import address_key
-from shared.edge import EdgeProtocol, reset
+from shared.edge import EdgeProtocol
+from shared.edge_asgi import reset
 from shared.errors import Problem
 from shared.wire import RequestHead
 
@@ -40,13 +43,17 @@ class GatewayProtocol(EdgeProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self.proxy.meters.clients += 1
-        self._peer = self.client[0] if self.client else ""
-        self._behind_proxy = bool(self.proxy.trusted_proxies) and self.proxy.trusts(self._peer)
+        self._peer = plain_address(self.client[0]) if self.client else ""
+        self._behind_proxy = self.proxy.trusted_proxies.trusts(self._peer)
         self._name_client(self._peer, self.scheme or "http")
 
     def _name_client(self, address: str, scheme: str) -> None:
         self.address = address_key(address)
         self.forwarded = f"x-forwarded-for: {address}\r\nx-forwarded-proto: {scheme}\r\n".encode()
+
+    def _ask_proxy(self, head: RequestHead) -> None:
+        proxies = self.proxy.trusted_proxies
+        self._name_client(*proxies.origin_of(head.headers, self._peer, self.scheme or "http"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.proxy.meters.clients -= 1
@@ -69,7 +76,10 @@ class GatewayProtocol(EdgeProtocol):
             super().begin(head)
         else:
             if self._behind_proxy:
-                self._name_client(*self.proxy.origin_of(head, self._peer, self.scheme or "http"))
+                self._ask_proxy(head)
+            if self.draining and route.streaming:
+                self.refuse(UpstreamUnavailable("The gateway restarts."))  # it would hold the drain up
+                return
             self.exchange = exchange = Exchange(self.proxy, self, route, path, query)
             exchange.start()
 
@@ -92,7 +102,10 @@ class GatewayProtocol(EdgeProtocol):
             self.begin(head)
             return data[end:]
         if self._behind_proxy:
-            self._name_client(*self.proxy.origin_of(head, self._peer, self.scheme or "http"))
+            self._ask_proxy(head)
+        if self.draining:
+            self.refuse(UpstreamUnavailable("The gateway restarts."))
+            return b""
         self.sweep.discard(self)
         self.connections.discard(self)
         tunnel = Tunnel(self.proxy, self, route, path, query)

@@ -6,10 +6,10 @@ from gateway.errors import PathAmbiguous
 
 # Nearly every path is plain; this says so in one pass.
 _plain = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,;=:@-][A-Za-z0-9._~!$&'()*+,;=:@-]*+)++").fullmatch
-# Two slashes, dot segments, backslashes, what may not stand in a path at all, broken escapes, and escapes that decoders
+# Two slashes, dot segments (with parameters too, which some servers drop), backslashes, what may not stand in a path at all, broken escapes, and escapes that decoders
 # disagree about: dot, slash, backslash and control characters.
 _ambiguous = re.compile(
-    rb"//|/\.\.?(?:/|\Z)|[^!#-;=?-\[\]_a-z|~]|%(?![0-9A-Fa-f]{2})|%(?:2[EFef]|5[Cc]|[01][0-9A-Fa-f]|7[Ff])"
+    rb"//|/\.\.?(?:[/;]|\Z)|[^!#-;=?-\[\]_a-z|~]|%(?![0-9A-Fa-f]{2})|%(?:2[EFef]|5[Cc]|[01][0-9A-Fa-f]|7[Ff])"
 ).search
 _escaped_unreserved = re.compile(rb"%(?:3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|2[Dd]|5[Ff]|7[Ee])").sub
 

@@ -1,7 +1,6 @@
 """WebSockets: an authenticated handshake, then bytes spliced both ways.
 
-Frames are not taken apart; only the heads of the service's frames are followed, so that a close frame can be put in
-where one frame ends and the next begins (RFC 6455 section 5.2).
+Frames are not taken apart; only the heads of the service's frames are followed (frames.py).
 """
 
 import asyncio
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from gateway.access import bearer_of, check_scopes, split_protocols
 from gateway.errors import (
     OriginForbidden,
     UpstreamFailed,
@@ -17,11 +17,12 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from gateway.frames import RESTART, FrameFollower
 from gateway.headers import RequestFields, response_lines
-from gateway.proxy import Proxy, bearer_of, check_scopes
+from gateway.proxy import Proxy
 from gateway.routes import Route
 from shared.deadlines import NEVER, Sweep
-from shared.errors import PROBLEM_JSON, InvalidToken, NotAuthenticated, Problem
+from shared.errors import PROBLEM_JSON, InternalError, InvalidToken, NotAuthenticated, Problem
 from shared.ids import new_id
 from shared.logs import get_logger
 from shared.wire import ResponseHead, WireError, find_head_end, parse_response_head
@@ -39,58 +40,6 @@ EARLY_LIMIT: Final = 64 * 1024
 """Bytes of frames kept until the handshake is done; then the client must wait."""
 REFUSAL_LIMIT: Final = 64 * 1024
 """Bytes of a service's answer other than 101 that are passed on."""
-RESTART: Final = b"\x88\x02\x03\xf4"
-"""A close frame that says 1012: the service restarts, connect again (IANA WebSocket close codes)."""
-
-_CLOSE: Final = 0x8
-_BEARER: Final = b"bearer."
-
-
-class FrameFollower:
-    """Knows where a stream of frames may be cut."""
-
-    __slots__ = ("_head", "_left", "closing")
-
-    def __init__(self) -> None:
-        self._head = b""  # an unfinished frame head
-        self._left = 0  # bytes of the frame still to come
-        self.closing = False
-        """Whether a close frame went by."""
-
-    @property
-    def at_boundary(self) -> bool:
-        """Whether a frame has just ended."""
-        return not self._left and not self._head
-
-    def feed(self, data: bytes, *, stop: bool = False) -> int:
-        """Follow `data` and return how much of it was followed: all, or up to the first boundary where `stop`."""
-        position, size = 0, len(data)
-        while position < size:
-            if self._left:
-                step = min(self._left, size - position)
-                self._left -= step
-                position += step
-            else:
-                position += self._read_head(data[position : position + 10])
-            if stop and self.at_boundary:
-                break
-        return position
-
-    def _read_head(self, data: bytes) -> int:
-        """Read a frame head that begins in `_head` and goes on in `data`; return how much of `data` belongs to it."""
-        known = len(self._head)
-        head = self._head + data
-        short = head[1] & 0x7F if len(head) > 1 else 0
-        masked = 4 if len(head) > 1 and head[1] & 0x80 else 0
-        extended = {126: 2, 127: 8}.get(short, 0)
-        size = 2 + extended
-        if len(head) < size:
-            self._head = head
-            return len(data)
-        self._head = b""
-        self._left = (int.from_bytes(head[2:size], "big") if extended else short) + masked
-        self.closing = self.closing or head[0] & 0x0F == _CLOSE
-        return size - known
 
 
 class _End(asyncio.Protocol):
@@ -206,15 +155,15 @@ class Tunnel:
     async def _connect(self) -> None:
         try:
             handshake = await self._handshake()
-            service = ServiceEnd(self)
-            if self.upstream.tunnels > self.upstream.settings.max_tunnels:
-                raise UpstreamOverloaded("There are as many WebSockets as there may be.")
-            await self.upstream.connect(service)
-            self.service = service
+            self.service = service = await self._service_end()
             service.transport.write(handshake)
             head, rest = await self._response()
         except Problem as problem:
             self._refuse(problem)
+            return
+        except Exception:
+            log.exception("tunnel.failed")
+            self._refuse(InternalError())  # the client must not wait for ever
             return
         finally:
             self._opening = None
@@ -222,6 +171,13 @@ class Tunnel:
             self._splice(head, rest)
         else:
             self._pass_refusal(head, rest)
+
+    async def _service_end(self) -> ServiceEnd:
+        if self.upstream.tunnels > self.upstream.settings.max_tunnels:
+            raise UpstreamOverloaded("There are as many WebSockets as there may be.")
+        service = ServiceEnd(self)
+        await self.upstream.connect(service)
+        return service
 
     async def _handshake(self) -> bytes:
         """Judge the handshake and make the one for the service.
@@ -233,7 +189,7 @@ class Tunnel:
         if fields.origin is not None and not self._is_same_origin(fields.origin):
             raise OriginForbidden(f"Pages of {fields.origin.decode('latin-1')} may not open WebSockets here.")
         lines = list(fields.lines)
-        protocols, token = _split_protocols(fields.protocols)
+        protocols, token = split_protocols(fields.protocols)
         if protocols:
             lines += (b"sec-websocket-protocol: ", b", ".join(protocols), b"\r\n")
         if token is not None:
@@ -259,7 +215,7 @@ class Tunnel:
         if policy.auth == "none":
             return
         token = (
-            subprotocol_token.decode()
+            subprotocol_token.decode("latin-1")
             if subprotocol_token is not None
             else bearer_of(self._fields.authorization)
         )
@@ -481,16 +437,3 @@ class Tunnel:
             self._transport.write_eof()
             self.client.resume_reading()
         self.deadline = self._loop.time() + CLOSE_SECONDS
-
-
-def _split_protocols(offered: bytes | None) -> tuple[list[bytes], bytes | None]:
-    """Part the sub-protocols proper from `bearer.<token>`, by which browsers authenticate (API.md).
-
-    Raises:
-        InvalidToken: more than one token.
-    """
-    names = [name.strip(b" \t") for name in offered.split(b",")] if offered else []
-    tokens = [name[len(_BEARER) :] for name in names if name.startswith(_BEARER)]
-    if len(tokens) > 1:
-        raise InvalidToken("Send one token.")
-    return [name for name in names if name and not name.startswith(_BEARER)], tokens[0] if tokens else None

@@ -144,7 +144,8 @@ def parse_request_head(data: bytes, end: int) -> RequestHead:
         head.connection = tokens = _tokens(framing[b"connection"])
         if b"close" in tokens:
             head.keep_alive = False
-        if b"upgrade" in tokens and b"upgrade" in framing:
+        # HTTP/1.0 knows no upgrades (RFC 9110 section 7.8).
+        if minor == b"1" and b"upgrade" in tokens and b"upgrade" in framing:
             head.upgrade = framing[b"upgrade"].lower()
     # HTTP/1.0 knows no 1xx responses (RFC 9110 section 10.1.1).
     head.expects_continue = (

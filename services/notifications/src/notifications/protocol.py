@@ -7,7 +7,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
 
-from shared.edge import EdgeWebSocketProtocol
+from shared.edge_asgi import EdgeWebSocketProtocol
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
