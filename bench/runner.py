@@ -14,7 +14,7 @@ from bench.model import BenchError, Benchmark, Party
 from bench.results import EVIDENCE, Result, compare
 from bench.workbench import ROOT, Workbench
 
-WARM_UP_SECONDS = 1.0
+WARM_UP_SECONDS = 2.0
 """A first round of everybody, which does not count."""
 
 Samples = Mapping[str, Mapping[str, list[float]]]

@@ -40,7 +40,15 @@ class System:
     def __init__(self, workbench: Workbench) -> None:
         self.workbench = workbench
         offset = free_offset(
-            (ports.GATEWAY, ports.USERS, ports.ITEMS, ports.NOTIFICATIONS, ports.NATS, ports.POSTGRES)
+            (
+                ports.GATEWAY,
+                ports.USERS,
+                ports.ITEMS,
+                ports.NOTIFICATIONS,
+                ports.METRICS,
+                ports.NATS,
+                ports.POSTGRES,
+            )
         )
         data = workbench.folder / "data"
         (data / "run").mkdir(parents=True)
@@ -101,13 +109,25 @@ class System:
         )
         return Server(title or name, url, process, describe(command))
 
-    def start_gateway(self, *, cores: frozenset[int] | None = None, routes: Path | None = None) -> Server:
+    def start_gateway(
+        self,
+        *,
+        cores: frozenset[int] | None = None,
+        routes: Path | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> Server:
         """Start the gateway on the measured core, with the shipped route table unless `routes` is another."""
-        more = {} if routes is None else {"GATEWAY_ROUTES": str(routes)}
+        more = {**(more or {}), **({"GATEWAY_ROUTES": str(routes)} if routes else {})}
         server = self.start_service("gateway", cores=cores or self.workbench.cores.subject, more=more)
         if routes is not None:
             return replace(server, configuration=f"{server.configuration}\n\n{difference(ROUTES, routes)}")
         return server
+
+    def routes(self, after: str, line: str) -> Path:
+        """The shipped route table with a `line` put below the line `after`."""
+        shipped = ROUTES.read_text()
+        assert shipped.count(f"{after}\n") == 1  # noqa: S101
+        return self.workbench.write("routes.toml", shipped.replace(f"{after}\n", f"{after}\n{line}\n"))
 
     def start(
         self, command: Command, name: str, *, cores: frozenset[int], port: int | None = None, url: str = ""

@@ -149,8 +149,10 @@ class Workbench:
             wait_until(ready, process)
         return process
 
-    def run(self, argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None) -> str:
-        """Run a program of the load's side to its end; returns what it wrote.
+    def run(
+        self, argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None, text: str = ""
+    ) -> str:
+        """Run a program of the load's side to its end, with `text` on its standard input; returns what it wrote.
 
         Raises:
             StartError: it failed.
@@ -160,6 +162,7 @@ class Workbench:
             argv,
             capture_output=True,
             text=True,
+            input=text,
             timeout=timeout,
             check=False,
             cwd=ROOT,

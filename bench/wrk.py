@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.model import BenchError
+from bench.system import Server
 from bench.tools import WRK
 from bench.workbench import Workbench
 
@@ -79,9 +80,9 @@ def script(
 
 
 def run(
-    workbench: Workbench, url: str, client: Path, *, connections: int, may_time_out: bool = False
+    workbench: Workbench, server: Server, client: Path, *, connections: int, may_time_out: bool = False
 ) -> Answered:
-    """Load `url` for one round.
+    """Load `server` for one round.
 
     Raises:
         BenchError: answers were no successes, so their number means nothing.
@@ -95,13 +96,13 @@ def run(
         f"-d{workbench.seconds:.0f}s",
         f"--timeout={REPLY_TIMEOUT}s",
         f"-s{client}",
-        url,
+        server.url,
     ]
     try:
         text = workbench.run(argv, timeout=workbench.seconds + 60)
     except subprocess.TimeoutExpired:
-        raise BenchError(f"wrk did not come back from {url}") from None
-    return check(parse(text), url, may_time_out=may_time_out)
+        raise BenchError(f"wrk did not come back from {server.name}") from None
+    return check(parse(text), server.name, may_time_out=may_time_out)
 
 
 def parse(text: str) -> Answered:
@@ -112,7 +113,7 @@ def parse(text: str) -> Answered:
     raise BenchError(f"wrk said nothing that can be read:\n{text}")
 
 
-def check(answered: Answered, url: str, *, may_time_out: bool) -> Answered:
+def check(answered: Answered, name: str, *, may_time_out: bool) -> Answered:
     """Let only figures pass that mean something.
 
     Raises:
@@ -123,5 +124,5 @@ def check(answered: Answered, url: str, *, may_time_out: bool) -> Answered:
         del troubles["timed out"], troubles["broken"]
     found = ", ".join(f"{count} {what}" for what, count in troubles.items() if count)
     if found or answered.requests <= answered.refused:
-        raise BenchError(f"{url}: of {answered.requests} requests {found or 'none was answered'}")
+        raise BenchError(f"{name}: of {answered.requests} requests {found or 'none was answered'}")
     return answered

@@ -38,12 +38,13 @@ ACCESS_LOG = {
 }
 
 
-def start(system: System, upstream: StandIn) -> Server:
-    """Start Envoy on the measured core before the same service, trusting the same issuer."""
+def start(system: System, upstream: StandIn, *, sockets_port: int | None = None) -> Server:
+    """Start Envoy on the measured core before the same service, trusting the same issuer; WebSockets go to `sockets_port`."""
     workbench, port = system.workbench, system.workbench.port()
     configuration = configure(
         port,
         int(upstream.url.rpartition(":")[2]),
+        sockets_port,
         issuer=system.issuer.issuer,
         audience=system.issuer.audience,
         keys_url=upstream.keys_url,
@@ -82,7 +83,14 @@ def binary() -> Path:
 
 
 def configure(
-    port: int, upstream_port: int, *, issuer: str, audience: str, keys_url: str, access_log: Path
+    port: int,
+    upstream_port: int,
+    sockets_port: int | None = None,
+    *,
+    issuer: str,
+    audience: str,
+    keys_url: str,
+    access_log: Path,
 ) -> dict[str, Any]:
     """Envoy's configuration (v3 API)."""
     provider = {
@@ -110,27 +118,27 @@ def configure(
     authentication = {
         "@type": f"{_FILTER}.http.jwt_authn.v3.JwtAuthentication",
         "providers": {"own": provider},
-        "rules": [{"match": {"prefix": "/v1/items"}, "requires": {"provider_name": "own"}}],
+        "rules": [{"match": {"prefix": "/v1"}, "requires": {"provider_name": "own"}}],
     }
     router = {
         "@type": f"{_FILTER}.http.router.v3.Router",
         "dynamic_stats": False,
         "suppress_envoy_headers": True,
     }
-    route = {
-        "name": "items",
-        "match": {"path_separated_prefix": "/v1/items"},
-        "route": {
-            "cluster": "items",
-            "timeout": "60s",
-            "idle_timeout": "60s",
-            "retry_policy": {
-                "retry_on": "connect-failure,refused-stream,reset-before-request",
-                "num_retries": 1,
-            },
-            "upgrade_configs": [{"upgrade_type": "websocket"}],
-        },
-    }
+    retries = {"retry_on": "connect-failure,refused-stream,reset-before-request", "num_retries": 1}
+    routes: list[dict[str, Any]] = [
+        {
+            "name": "items",
+            "match": {"path_separated_prefix": "/v1/items"},
+            "route": {"cluster": "items", "timeout": "60s", "idle_timeout": "60s", "retry_policy": retries},
+        }
+    ]
+    clusters = [_cluster("items", upstream_port)]
+    if sockets_port is not None:
+        target = {"cluster": "sockets", "timeout": "0s", "idle_timeout": "120s"}
+        upgrades = {"upgrade_configs": [{"upgrade_type": "websocket"}]}
+        routes.append({"name": "sockets", "match": {"path": "/v1/ws"}, "route": target | upgrades})
+        clusters.append(_cluster("sockets", sockets_port))
     manager = {
         "@type": f"{_FILTER}.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "edge",
@@ -158,29 +166,12 @@ def configure(
                 },
             }
         ],
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
         "http_filters": [
             {"name": "envoy.filters.http.local_ratelimit", "typed_config": rate_limit},
             {"name": "envoy.filters.http.jwt_authn", "typed_config": authentication},
             {"name": "envoy.filters.http.router", "typed_config": router},
         ],
-    }
-    cluster = {
-        "name": "items",
-        "type": "STATIC",
-        "connect_timeout": "2s",
-        "load_assignment": {
-            "cluster_name": "items",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(upstream_port)}}]}],
-        },
-        "circuit_breakers": {
-            "thresholds": [
-                dict.fromkeys(
-                    ("max_connections", "max_pending_requests", "max_requests", "max_retries"),
-                    _OUT_OF_THE_WAY,
-                )
-            ]
-        },
     }
     return {
         "static_resources": {
@@ -201,8 +192,22 @@ def configure(
                     ],
                 }
             ],
-            "clusters": [cluster],
+            "clusters": clusters,
         }
+    }
+
+
+def _cluster(name: str, port: int) -> dict[str, Any]:
+    limits = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "2s",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(port)}}]}],
+        },
+        "circuit_breakers": {"thresholds": [dict.fromkeys(limits, _OUT_OF_THE_WAY)]},
     }
 
 

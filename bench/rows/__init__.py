@@ -1,6 +1,12 @@
 """Every benchmark there is. To add one, write it in a module beside this and name it here."""
 
 from bench.model import Benchmark
-from bench.rows import proxying
+from bench.rows import bodies, hello, latency, proxying, tunnel
 
-BENCHMARKS: tuple[Benchmark, ...] = (*proxying.BENCHMARKS,)
+BENCHMARKS: tuple[Benchmark, ...] = (
+    *proxying.BENCHMARKS,
+    *bodies.BENCHMARKS,
+    *latency.BENCHMARKS,
+    *tunnel.BENCHMARKS,
+    *hello.BENCHMARKS,
+)

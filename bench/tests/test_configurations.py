@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from bench import checks, standin, system, tools, wrk
+from bench import checks, pace, standin, system, tools, wrk
 from bench.model import BenchError
-from bench.peers import envoy
+from bench.peers import envoy, node
 from bench.tools import Tool
 
 from shared.testing import TokenIssuer
@@ -72,3 +72,18 @@ def test_checks_ask_for_every_rule() -> None:
         refusal.rule for refusal in (*checks.wire_refusals(issuer.token()), *checks.token_refusals(issuer))
     }
     assert asked == {"G1", "G2", "G3", "G5", "T1", "T2", "T3"}  # G4 and T4 are no refusals
+
+
+def test_node_peers_are_pinned() -> None:
+    for name in ("fastify", "express"):
+        folder = node.FOLDER / name
+        wanted = json.loads((folder / "package.json").read_text())["dependencies"]
+        locked = json.loads((folder / "package-lock.json").read_text())["packages"]
+        assert {package: locked[f"node_modules/{package}"]["version"] for package in wanted} == wanted
+        assert "://" not in "".join(locked[one].get("resolved", "") for one in locked)
+
+
+def test_percentiles_are_values_that_were_seen() -> None:
+    values = [float(value) for value in range(200, 0, -1)]
+    assert (pace.percentile(values, 50), pace.percentile(values, 99)) == (100.0, 198.0)
+    assert pace.percentile([7.0], 50) == pace.percentile([7.0], 99) == 7.0

@@ -59,7 +59,7 @@ def test_everybody_is_measured_in_turn_and_the_first_round_does_not_count() -> N
 
     benchmark = Benchmark("b", "", (RATE, DELAY), lambda _: _never())
     samples = runner.measure(benchmark, [party("a"), party("b")], cast("Workbench", bench), 2)
-    assert order == [("a", 1.0), ("b", 1.0), ("a", 4.0), ("b", 4.0), ("b", 4.0), ("a", 4.0)]
+    assert order == [("a", 2.0), ("b", 2.0), ("a", 4.0), ("b", 4.0), ("b", 4.0), ("a", 4.0)]
     assert samples == {"a": {"rate": [3.0, 6.0]}, "b": {"rate": [4.0, 5.0]}}
 
 
