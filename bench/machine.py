@@ -2,8 +2,9 @@
 
 import os
 import platform
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,34 @@ def pinned(cores: frozenset[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+class Strangers:
+    """How much of the machine others took: whatever was busy that neither this process nor its descendants were."""
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._wall = _busy_seconds(), _own_seconds(), time.monotonic()
+
+    def share(self) -> float:
+        """The share of all cores' time since this object was made, 0 to 1; time stolen by the hypervisor counts."""
+        strange = (_busy_seconds() - self._busy) - (_own_seconds() - self._own)
+        passed = (time.monotonic() - self._wall) * (os.cpu_count() or 1)
+        return min(max(strange / passed, 0.0), 1.0) if passed else 0.0
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system + times.steal
+
+
+def _own_seconds() -> float:
+    own = os.times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def describe() -> dict[str, str]:

@@ -35,8 +35,6 @@ class Echo(asyncio.Protocol):
         self._received = b""
         self._open = False
 
-    _transport: asyncio.Transport
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember where to answer."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class, which is no subclass
@@ -84,12 +82,10 @@ class Client(asyncio.Protocol):
             "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         ).encode()
 
-    _transport: asyncio.Transport
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for a WebSocket."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class, which is no subclass
-        transport.write(self._request)
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         """Send again when the echo is complete."""
