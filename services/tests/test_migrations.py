@@ -119,8 +119,8 @@ async def test_migrator_waits_for_another_one_longer_than_its_role_may_wait_for_
             await asyncio.to_thread(other.execute, "SELECT pg_sleep(0.05)")
             waited += bool(
                 other.execute(
-                    "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted "
-                    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND pid <> pg_backend_pid() AND query LIKE '%pg_try_advisory_lock%'"
                 ).fetchone()
             )
             assert not migrating.done(), migrating.result()

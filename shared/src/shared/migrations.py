@@ -2,9 +2,11 @@
 
 import importlib
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
-from alembic import command, context
+from alembic import command, context, op
 from alembic.config import Config
 from sqlalchemy import MetaData, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
@@ -17,6 +19,8 @@ _SESSION = (
     "SET statement_timeout = 0",
 )
 """A long backfill is the migration's own business, a queue behind its locks is not."""
+LOCK_POLL_INTERVAL = 0.1
+"""Seconds between two tries to become the one migrator."""
 _MIGRATION_LOCK = 7_305_811_001
 """Session advisory lock that makes concurrent migrators wait for each other."""
 
@@ -47,13 +51,29 @@ def upgrade(settings: DatabaseSettings) -> None:
         sys.exit(f"{settings.service}: the database could not be migrated: {reason}")
 
 
+def create_index_concurrently(name: str, table: str, columns: list[Any], **options: Any) -> None:
+    """Make an index on a table that is in use, or make it anew, in nobody's way; for migrations.
+
+    It commits what the migration did before. An index of this name goes first: an attempt that failed leaves one that
+    is not valid. Transactions that are at work are waited for, as nobody queues behind that.
+    """
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        op.drop_index(name, table, postgresql_concurrently=True, if_exists=True)
+        op.create_index(name, table, columns, postgresql_concurrently=True, **options)
+        op.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+
+
 def run_env(*metadata: MetaData) -> None:
     """Do the work of a service's Alembic `env.py`."""
     engine = context.config.attributes.get("connection")
     if engine is not None:  # a test's own database
         with engine.connect() as connection:
             context.configure(
-                connection=connection, target_metadata=list(metadata), compare_server_default=True
+                connection=connection,
+                target_metadata=list(metadata),
+                compare_server_default=True,
+                transaction_per_migration=True,
             )
             with context.begin_transaction():
                 context.run_migrations()
@@ -72,7 +92,11 @@ def run_env(*metadata: MetaData) -> None:
             # Another migrator is waited for as long as it takes, whatever the role's own time-outs are.
             connection.execute(text("SET statement_timeout = 0"))
             connection.execute(text("SET lock_timeout = 0"))
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+            connection.commit()
+            # Asked for again and again, not waited for: an index cannot be made concurrently while a statement waits.
+            while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _MIGRATION_LOCK}):
+                connection.commit()
+                time.sleep(LOCK_POLL_INTERVAL)
             for setting in _SESSION:
                 connection.execute(text(setting))
             connection.commit()
