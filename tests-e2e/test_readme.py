@@ -31,7 +31,7 @@ async def test_the_walk_through_works_as_it_stands(system: System) -> None:
     shell.stdin.write(as_on_this_system(register_and_watch))
     async with asyncio.timeout(60):
         # A person types the second part once the watcher of the first one watches.
-        while b'"type": "subscribed"' not in output:
+        while b"watching items" not in output:
             output += (line := await shell.stdout.readline())
             assert line, output.decode()
         rest, _ = await shell.communicate(as_on_this_system(offer_and_mail) + b"\nwait\n")

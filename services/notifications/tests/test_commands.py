@@ -11,13 +11,16 @@ import pytest
 from fastapi import FastAPI
 from nats.js.errors import NotFoundError
 from pydantic import Field
-from sqlalchemy import text
+from sqlalchemy import select, text
 
+from notifications import service
+from notifications.models import MailJob
 from notifications.settings import NotificationsSettings
 from notifications.templates import SUBJECTS, Template, render
 from shared.broker import Broker
 from shared.events import Command
 from shared.ids import new_id
+from shared.outbox import OutboxRow
 from shared.streams import DEAD, ensure
 from shared.testing import TokenIssuer, eventually
 from stack.testing import NATSServer, Publisher
@@ -137,3 +140,26 @@ async def test_what_is_held_of_a_deleted_account_is_deleted(
             return [row[0] for row in left] == [8]
 
     await eventually(forgotten)
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("client")
+async def test_nobody_is_flooded_with_mails_at_a_command(
+    app: FastAPI, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAILS_PER_RECIPIENT", 2)
+    for to in ("ada@example.com", "Ada@Example.com", "ADA@example.com", "bob@example.com"):
+        await publisher.publish(SendMail(to=to))
+
+    async def ended() -> list[tuple[str, str | None]] | None:
+        async with app.state.database.reading() as session:
+            jobs = (await session.scalars(select(MailJob).order_by(MailJob.id))).all()
+        done = [(job.state, job.last_error) for job in jobs if job.state != "queued"]
+        return done if len(done) == 4 else None
+
+    assert await eventually(ended) == [
+        ("sent", None), ("sent", None), ("failed", "too many mails to this address"), ("sent", None),
+    ]  # fmt: skip
+    async with app.state.database.reading() as session:
+        payloads = b"".join(await session.scalars(select(OutboxRow.payload)))
+    assert payloads.count(b'"notifications.email.failed.v1"') == 1

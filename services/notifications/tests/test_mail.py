@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
+from notifications import service
 from notifications.models import MailJob
 from notifications.settings import NotificationsSettings
 from shared.outbox import OutboxRow
@@ -201,6 +202,20 @@ async def test_parallel_requests_cannot_pass_the_hourly_limit(
         oldest = select(MailJob.id).where(MailJob.user_id == 7).limit(1).scalar_subquery()
         await session.execute(update(MailJob).where(MailJob.id == oldest).values(created_at=hour_ago))
     assert [(await send(client, headers)).status_code for _ in range(2)] == [202, 429]
+
+
+async def test_an_address_gets_a_bounded_number_of_mails_whoever_sends_them(
+    client: httpx.AsyncClient, token_issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAILS_PER_RECIPIENT", 3)
+    people = [token_issuer.authorization(user, scope=SEND) for user in range(1, 9)]
+
+    answers = await asyncio.gather(*(send(client, me, to="Ada@example.com") for me in people))
+
+    assert Counter(answer.status_code for answer in answers) == {202: 3, 429: 5}
+    refused = await send(client, people[0], to="ada@EXAMPLE.com")
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_emails")
+    assert (await send(client, people[0], to="bob@example.com")).status_code == 202
 
 
 async def test_with_a_mail_server_only_allowed_domains_can_be_written_to(

@@ -10,6 +10,7 @@ from notifications.connections import Connections
 from notifications.errors import PROBLEMS
 from notifications.handlers import COMMAND_HANDLERS, COMMAND_SUBSCRIPTION, HANDLERS, SUBSCRIPTION
 from notifications.history import History
+from notifications.housekeeping import keep_house
 from notifications.hub import Hub
 from notifications.live import LiveReader
 from notifications.meters import LiveMeters
@@ -90,6 +91,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 live.reader.run(),
                 live.connections.end_when(app.state.draining),
                 mail.run(),
+                keep_house(database, settings),
                 consumer.run(),
                 commands.run(),
             )

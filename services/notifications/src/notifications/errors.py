@@ -34,14 +34,14 @@ class RecipientNotAllowed(Problem):
 
 
 class TooManyMails(Problem):
-    """The caller has sent as many mails as an hour allows."""
+    """The caller has sent, or the recipient has got, as many mails as an hour allows."""
 
     status = 429
     code = "too_many_emails"
     title = "Too many e-mails"
 
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("The hourly number of mails is used up.", headers={"Retry-After": str(retry_after)})
+    def __init__(self, detail: str = "The hourly number of mails is used up.", *, retry_after: int) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after)})
 
 
 class UnknownTopic(Problem):

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Identity, Index, Integer, Text, func
+from sqlalchemy import BigInteger, DateTime, Identity, Index, Integer, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -36,6 +36,7 @@ class MailJob(Base):
     __table_args__ = (
         Index("ix_mail_jobs_due", "next_attempt_at", postgresql_where="state = 'queued'"),
         Index("ix_mail_jobs_user_id_created_at", "user_id", "created_at"),
+        Index("ix_mail_jobs_recipient", text("lower(recipient)"), "created_at"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)

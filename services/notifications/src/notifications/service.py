@@ -9,11 +9,12 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from notifications.errors import MailNotFound, NotificationNotFound, RecipientNotAllowed, TooManyMails
-from notifications.events import NotificationCreated
+from notifications.events import MailFailed, NotificationCreated
 from notifications.models import MailJob, Notification
 from notifications.settings import NotificationsSettings
 from notifications.templates import Template, render
 from shared import outbox
+from shared.logs import get_logger
 from shared.times import utc_now
 from shared.tokens import Principal
 
@@ -27,6 +28,12 @@ SCOPES = {
 }
 MAX_PAGE = 200
 HOUR = 3600
+MAILS_PER_RECIPIENT = 20
+"""Mails an address may get in an hour, whoever asks for them: nobody is flooded by us."""
+RECIPIENT_RETRY = 600
+"""Seconds after which a sender may try an address again that has got enough mails."""
+
+log = get_logger(__name__)
 
 
 async def notify(
@@ -107,10 +114,28 @@ async def queue_mail(
     count, oldest = (await session.execute(sent)).one()
     if count >= settings.mails_per_hour:
         raise TooManyMails(retry_after=max(1, ceil((oldest - since).total_seconds())))
+    if await _is_flooded(session, recipient):
+        raise TooManyMails(
+            "This address has got as many mails as it may in an hour.", retry_after=RECIPIENT_RETRY
+        )
     job = MailJob(user_id=sender.id, recipient=recipient, subject=subject, body=body)
     session.add(job)
     await session.flush()
     return job
+
+
+async def _is_flooded(session: AsyncSession, recipient: str) -> bool:
+    """Say whether an address has got its share of the hour. Nobody else is given one while this is decided."""
+    address = recipient.lower()
+    await session.execute(
+        select(func.pg_advisory_xact_lock(func.hashtext("mail to"), func.hashtext(address)))
+    )
+    got = select(func.count()).where(
+        func.lower(MailJob.recipient) == address,
+        MailJob.created_at > utc_now() - timedelta(seconds=HOUR),
+        MailJob.state != "failed",
+    )
+    return (await session.scalar(got) or 0) >= MAILS_PER_RECIPIENT
 
 
 async def queue_template(
@@ -121,18 +146,28 @@ async def queue_template(
     template: Template,
     values: Mapping[str, str | int],
 ) -> None:
-    """Store a mail that another service asks for, to one of its own users; the mailer finds it at its next look."""
+    """Store a mail that another service asks for, to one of its own users; the mailer finds it at its next look.
+
+    An address that is being flooded gets none: the mail is stored as failed.
+    """
+    flooded = await _is_flooded(session, recipient)
     mail = render(template, values)
-    session.add(
-        MailJob(
-            user_id=user_id,
-            recipient=recipient,
-            subject=mail.subject,
-            body=mail.text,
-            html=mail.html,
-            template=template,
-        )
+    job = MailJob(
+        user_id=user_id,
+        recipient=recipient,
+        subject=mail.subject,
+        body=mail.text,
+        html=mail.html,
+        template=template,
+        attempts=0,
+        state="failed" if flooded else "queued",
+        last_error="too many mails to this address" if flooded else None,
     )
+    session.add(job)
+    if flooded:
+        await session.flush()
+        await outbox.add(session, MailFailed.of(job))
+        log.warning("mail.flooded", user_id=user_id, template=template)
 
 
 async def forget(session: AsyncSession, *, user_id: int) -> None:

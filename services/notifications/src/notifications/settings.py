@@ -37,6 +37,10 @@ class NotificationsSettings(DatabaseSettings):
         (), description="Domains anyone may send to once an SMTP server is set, as a JSON array."
     )
     mails_per_hour: int = Field(20, ge=1, description="Mails a user may send in an hour.")
+    mail_retention_days: float = Field(
+        30, ge=1, description="Days that a mail is kept once it is sent or given up."
+    )
+    notification_retention_days: float = Field(90, ge=1, description="Days that a notification is kept.")
 
     replay_memory: int = Field(
         10_000, ge=1, description="Events kept in memory for clients that reconnect with a cursor."
