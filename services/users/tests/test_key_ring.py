@@ -1,6 +1,7 @@
 """Signing keys rotate under load without one false 401; a retired key is refused."""
 
 import asyncio
+import base64
 import os
 import re
 import sys
@@ -12,15 +13,17 @@ import jwt
 import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from shared import tokens
 from shared.database import Database
 from shared.errors import InvalidToken
-from shared.testing import eventually, serving
+from shared.testing import eventually, free_port, serving
 from shared.tokens import Issuer, TokenVerifier
-from users import key_ring
+from users import key_ring, sessions
 from users.app import create_app
 from users.key_ring import life
+from users.keys import KeyEncryptionMismatch
 from users.models import SigningKey
 from users.settings import UsersSettings
 
@@ -176,24 +179,158 @@ async def test_only_admins_see_and_rotate_keys(client: httpx.AsyncClient) -> Non
         assert (answer.status_code, answer.json()["code"]) == (403, "insufficient_scope")
 
 
-@pytest.mark.integration
-async def test_the_command_publishes_a_key(settings: UsersSettings, app: FastAPI) -> None:
-    async with serving(app):
-        command = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "users",
-            "rotate-key",
-            env={
-                **os.environ,
-                "USERS_DATABASE_URL": settings.database_url.get_secret_value(),
-                "USERS_KEY_ENCRYPTION_KEY": settings.key_encryption_key.get_secret_value(),
-            },
-            stdout=asyncio.subprocess.PIPE,
-        )
-        output, _ = await command.communicate()
+async def command(
+    settings: UsersSettings, *arguments: str, encryption_key: str | None = None
+) -> tuple[int | None, str, str]:
+    """Run `python -m users …`; return its exit code, output and errors."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "users",
+        *arguments,
+        env={
+            **os.environ,
+            "USERS_DATABASE_URL": settings.database_url.get_secret_value(),
+            "USERS_KEY_ENCRYPTION_KEY": encryption_key or settings.key_encryption_key.get_secret_value(),
+            "USERS_KEY_PUBLICATION_LEAD": str(settings.key_publication_lead),
+            "USERS_BIND_HOST": "127.0.0.1",
+            "USERS_PORT": str(free_port()),
+            "NATS_URL": settings.nats_url,
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    return process.returncode, output.decode(), errors.decode()
 
-        assert command.returncode == 0
-        assert re.fullmatch(
-            r"Key [\w-]{43} signs from \S+\.\n", output.decode().splitlines(keepends=True)[-1]
+
+OTHER_KEY = base64.b64encode(bytes(31) + b"x").decode()
+
+
+@pytest.mark.integration
+async def test_the_command_publishes_a_key(admin: httpx.AsyncClient, settings: UsersSettings) -> None:
+    code, output, errors = await command(settings, "rotate-key")
+
+    assert code == 0, errors
+    assert re.fullmatch(r"Key [\w-]{43} signs from \S+\.", output.splitlines()[-1])
+    assert len((await admin.get("/v1/users/keys")).json()) == 2
+
+
+@pytest.mark.integration
+async def test_endpoint_command_and_replicas_at_once_make_one_key(
+    client: httpx.AsyncClient, settings: UsersSettings
+) -> None:
+    patient = settings.model_copy(update={"key_publication_lead": 60})
+    async with serving(create_app(patient)) as first, serving(create_app(patient)) as url:
+        admin = httpx.AsyncClient(
+            base_url=first, headers={"Authorization": f"Bearer {await log_in(client)}"}, trust_env=False
         )
+        replica = httpx.AsyncClient(base_url=url, headers=admin.headers, trust_env=False)
+        commanded = asyncio.create_task(command(patient, "rotate-key"))
+        answers = await asyncio.gather(
+            *(one.post("/v1/users/keys/rotate") for one in (admin, replica) for _ in range(3))
+        )
+        code, output, _ = await commanded
+        assert code == 0
+        assert {answer.json()["kid"] for answer in answers} == {output.splitlines()[-1].split()[1]}
+        assert len((await admin.get("/v1/users/keys")).json()) == 2
+        await replica.aclose()
+        await admin.aclose()
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("client")
+async def test_with_another_encryption_key_nothing_starts_and_nothing_is_spoilt(
+    settings: UsersSettings, app: FastAPI
+) -> None:
+    for name in ("serve", "rotate-key"):
+        code, output, errors = await command(settings, name, encryption_key=OTHER_KEY)
+        told = output + errors
+        assert code not in (0, None), name
+        assert "USERS_KEY_ENCRYPTION_KEY is not the one" in told
+        assert "Traceback" not in told
+        assert OTHER_KEY not in told
+    async with app.state.database.reading() as session:
+        assert await session.scalar(text("SELECT count(*) FROM signing_keys")) == 1
+
+
+@pytest.mark.integration
+async def test_a_replica_goes_on_when_it_cannot_read_a_new_key(
+    client: httpx.AsyncClient, app: FastAPI
+) -> None:
+    async with app.state.database.transaction() as session:
+        await session.execute(
+            text(
+                "INSERT INTO signing_keys (kid, algorithm, public_jwk, private_key, signs_from) "
+                "VALUES ('foreign', 'ES256', '{}', '123456789012345', now())"
+            )
+        )
+    with pytest.raises(KeyEncryptionMismatch):
+        await app.state.keys.load()
+    assert await log_in(client)
+
+
+@pytest.mark.integration
+async def test_stolen_keys_are_replaced_and_their_tokens_refused(
+    admin: httpx.AsyncClient, settings: UsersSettings
+) -> None:
+    old = (await admin.post("/v1/users/token", data=ADMIN)).json()
+
+    code, output, errors = await command(settings, "replace-keys")
+    assert code == 0, errors
+    new = output.splitlines()[-1].split()[1]
+
+    async def replaced() -> bool:
+        return await published(admin) == {new}
+
+    await eventually(replaced)
+
+    async def refused() -> bool:
+        return (await admin.get("/v1/users/me")).status_code == 401
+
+    await eventually(refused)
+    form = {"grant_type": "refresh_token", "refresh_token": old["refresh_token"]}
+    token = (await admin.post("/v1/users/token", data=form)).json()["access_token"]
+    assert kid_of(token) == new
+    headers = {"Authorization": f"Bearer {token}"}
+
+    async def accepted() -> bool:
+        return (await admin.get("/v1/users/me", headers=headers)).status_code == 200
+
+    await eventually(accepted)
+
+
+@pytest.mark.integration
+async def test_everybody_is_logged_out_by_a_command(
+    admin: httpx.AsyncClient, settings: UsersSettings, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [(await admin.post("/v1/users/token", data=ADMIN)).json() for _ in range(4)]
+
+    code, output, errors = await command(settings, "end-sessions")
+
+    assert (code, output.splitlines()[-1]) == (0, "5 sessions were ended."), errors
+
+    async def refused() -> bool:
+        return (await admin.get("/v1/users/me")).status_code == 401
+
+    await eventually(refused)
+    form = {"grant_type": "refresh_token", "refresh_token": tokens[0]["refresh_token"]}
+    assert (await admin.post("/v1/users/token", data=form)).json()["code"] == "invalid_grant"
+    assert await sessions.end_everybodys(app.state.database, settings) == 0
+    monkeypatch.setattr(sessions, "ENDED_AT_ONCE", 2)
+    for _ in range(5):
+        await log_in(admin)
+    assert await sessions.end_everybodys(app.state.database, settings) == 5
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["rotate-key", "replace-keys", "end-sessions"])
+async def test_a_command_without_a_database_is_one_sentence(settings: UsersSettings, name: str) -> None:
+    away = settings.model_copy(update={"database_url": SecretStr("postgresql://x:secret@127.0.0.1:1/x")})
+
+    code, _, errors = await command(away, name)
+
+    assert code == 1
+    assert errors.startswith("users: the database could not be worked with: ")
+    assert errors.count("\n") == 1
+    assert "secret" not in errors

@@ -21,6 +21,7 @@ Action = Literal[
     "code.mailed",
     "email.confirmed",
     "key.rotated",
+    "keys.replaced",
     "login.succeeded",
     "login.failed",
     "password.changed",

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,7 +23,7 @@ from shared.times import utc_now
 from shared.tokens import LEEWAY
 from users import audit
 from users.clients import ITSELF, Client
-from users.keys import decrypt, new_signing_key
+from users.keys import KeyEncryptionMismatch, decrypt, new_signing_key
 from users.models import SigningKey
 from users.settings import UsersSettings
 
@@ -70,18 +70,43 @@ async def all_keys(session: AsyncSession) -> list[SigningKey]:
 async def rotate(
     session: AsyncSession, settings: UsersSettings, *, by: int | None = None, client: Client = ITSELF
 ) -> SigningKey:
-    """Publish a key that takes over in `key_publication_lead` seconds; while one waits to, that one is returned."""
+    """Publish a key that takes over in `key_publication_lead` seconds; while one waits to, that one is returned.
+
+    Raises:
+        KeyEncryptionMismatch: the key in settings does not open the stored ones: nobody could use a key made with it.
+    """
     await session.execute(select(func.pg_advisory_xact_lock(_KEYS_LOCK)))
     keys = await all_keys(session)
     now = utc_now()
-    if keys and keys[-1].signs_from > now:
-        return keys[-1]
+    if keys:
+        decrypt(AESGCM(settings.encryption_key), keys[-1])
+        if keys[-1].signs_from > now:
+            return keys[-1]
     lead = timedelta(seconds=settings.key_publication_lead) if keys else timedelta()
-    key = new_signing_key(AESGCM(settings.encryption_key), signs_from=now + lead)
+    return await _add(session, settings, "key.rotated", signs_from=now + lead, by=by, client=client)
+
+
+async def replace_all(session: AsyncSession, settings: UsersSettings) -> SigningKey:
+    """Put one new key in the place of all others, which need not be readable any more: for a key that was stolen."""
+    await session.execute(select(func.pg_advisory_xact_lock(_KEYS_LOCK)))
+    await session.execute(delete(SigningKey))
+    return await _add(session, settings, "keys.replaced", signs_from=utc_now())
+
+
+async def _add(
+    session: AsyncSession,
+    settings: UsersSettings,
+    act: Literal["key.rotated", "keys.replaced"],
+    *,
+    signs_from: datetime,
+    by: int | None = None,
+    client: Client = ITSELF,
+) -> SigningKey:
+    key = new_signing_key(AESGCM(settings.encryption_key), signs_from=signs_from)
     session.add(key)
     await session.flush()
-    await audit.record(session, "key.rotated", actor_id=by, client=client, detail={"kid": key.kid})
-    log.info("keys.rotated", kid=key.kid, signs_from=key.signs_from.isoformat())
+    await audit.record(session, act, actor_id=by, client=client, detail={"kid": key.kid})
+    log.info("keys.added", act=act, kid=key.kid, signs_from=key.signs_from.isoformat())
     return key
 
 
@@ -130,7 +155,8 @@ class KeyRing:
             await asyncio.sleep(FOLLOW_INTERVAL)
             try:
                 await self.load()
-            except (SQLAlchemyError, OSError) as error:
+            except (SQLAlchemyError, OSError, KeyEncryptionMismatch) as error:
+                # It goes on with the keys it has: better than to stop where others have gone wrong.
                 log.warning("keys.not_read", error=type(error).__name__)
 
     def _life(self, keys: Sequence[SigningKey]) -> list[KeyInfo]:

@@ -23,7 +23,7 @@ from shared.ids import new_id
 from shared.times import utc_now
 from shared.tokens import LEEWAY
 from users import audit
-from users.clients import Client
+from users.clients import ITSELF, Client
 from users.errors import InvalidCredentials, InvalidGrant, InvalidScope, SessionNotFound
 from users.events import SessionRevoked
 from users.models import LoginSession, RefreshToken, User
@@ -33,6 +33,7 @@ from users.settings import UsersSettings
 TOKEN_BYTES = 32
 MAX_LISTED = 200
 PRUNED_AT_ONCE = 100
+ENDED_AT_ONCE = 500
 KEPT_AFTER_EXPIRY = timedelta(days=1)
 """Longer than an access token lives: until then it may have to be revoked."""
 
@@ -191,6 +192,23 @@ async def end_all(
     query = select(LoginSession).where(LoginSession.user_id == user_id, LoginSession.revoked_at.is_(None))
     logins = (await session.scalars(query.order_by(LoginSession.id).with_for_update())).all()
     await _end(session, settings, [login for login in logins if login.id != keep])
+
+
+async def end_everybodys(database: Database, settings: UsersSettings) -> int:
+    """End every session there is, some at a time; say how many."""
+    ended = 0
+    while True:
+        open_ones = select(LoginSession).where(
+            LoginSession.revoked_at.is_(None), LoginSession.expires_at > utc_now() - KEPT_AFTER_EXPIRY
+        )
+        async with database.transaction() as session:
+            some = open_ones.order_by(LoginSession.id).limit(ENDED_AT_ONCE).with_for_update()
+            logins = (await session.scalars(some)).all()
+            if not logins:
+                return ended
+            await _end(session, settings, logins)
+            ended += len(logins)
+            await audit.record(session, "sessions.ended", client=ITSELF, detail={"sessions": len(logins)})
 
 
 async def prune(session: AsyncSession) -> int:
