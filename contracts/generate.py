@@ -5,6 +5,7 @@ one that the gateway makes of them.
 contract changes unnoticed.
 """
 
+import base64
 import importlib
 import json
 import sys
@@ -56,6 +57,7 @@ def _openapi(service: str) -> dict[str, Any]:
         **{
             **{name: field.get_default() for name, field in settings_class.model_fields.items()},
             "database_url": SecretStr("postgresql://nobody@127.0.0.1/none"),
+            "cursor_key": SecretStr(base64.b64encode(bytes(32)).decode()),
         }
     )
     document: dict[str, Any] = app.create_app(settings).openapi()

@@ -89,6 +89,7 @@ async def _migrate(service: str, database_url: str) -> tuple[int | None, str]:
             **os.environ,
             f"{service.upper()}_DATABASE_URL": database_url,
             "USERS_KEY_ENCRYPTION_KEY": base64.b64encode(bytes(32)).decode(),
+            "ITEMS_CURSOR_KEY": base64.b64encode(bytes(32)).decode(),
         },
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

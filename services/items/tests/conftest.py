@@ -1,5 +1,6 @@
 """The items service, running on a real database and with tokens of a real issuer."""
 
+import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from items.app import create_app
 from items.settings import ItemsSettings
 from shared.outbox import OutboxRow
 from shared.testing import TokenIssuer, serving
+
+CURSOR_KEY = SecretStr(base64.b64encode(bytes(range(32))).decode())
 
 Events = Callable[[], Awaitable[list[dict[str, Any]]]]
 
@@ -36,6 +39,7 @@ def settings(make_database: Callable[..., str], token_issuer: TokenIssuer) -> It
         nats_url="nats://127.0.0.1:1",
         token_issuer=token_issuer.issuer,
         jwks_url=AnyHttpUrl(token_issuer.jwks_url),
+        cursor_key=CURSOR_KEY,
     )
 
 

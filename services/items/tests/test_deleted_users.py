@@ -14,7 +14,7 @@ from shared.ids import new_id
 from shared.testing import TokenIssuer, eventually
 from stack.testing import NATSServer, Publisher
 
-from .conftest import Events
+from .conftest import CURSOR_KEY, Events
 
 pytestmark = pytest.mark.integration
 
@@ -42,6 +42,7 @@ def settings(
         database_url=SecretStr(make_database(ItemsSettings)),
         token_issuer=token_issuer.issuer,
         jwks_url=AnyHttpUrl(token_issuer.jwks_url),
+        cursor_key=CURSOR_KEY,
         **nats_server.settings("items"),
     )
 

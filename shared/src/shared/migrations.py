@@ -89,14 +89,13 @@ def run_env(*metadata: MetaData) -> None:
     engine = create_engine(url, connect_args={"connect_timeout": 10})
     try:
         with engine.connect() as connection:
-            # Another migrator is waited for as long as it takes, whatever the role's own time-outs are.
-            connection.execute(text("SET statement_timeout = 0"))
-            connection.execute(text("SET lock_timeout = 0"))
-            connection.commit()
-            # Asked for again and again, not waited for: an index cannot be made concurrently while a statement waits.
+            # Another migrator is waited for as long as it takes.
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            # Asking again and again: making an index concurrently would wait for a statement that waits, and it for that.
             while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _MIGRATION_LOCK}):
-                connection.commit()
                 time.sleep(LOCK_POLL_INTERVAL)
+            connection.commit()
+            connection.execution_options(isolation_level="READ COMMITTED")
             for setting in _SESSION:
                 connection.execute(text(setting))
             connection.commit()

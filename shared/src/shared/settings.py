@@ -5,12 +5,14 @@ A setting `x` of service `items` is read from `ITEMS_X`. Settings that every ser
 is how secrets arrive in containers.
 """
 
+import base64
+import binascii
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -20,6 +22,33 @@ from pydantic_settings import (
 )
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+KEY_BYTES = 32
+
+
+def key_bytes(value: SecretStr) -> bytes:
+    """Return the bytes of a secret key.
+
+    Raises:
+        ValueError: they are not KEY_BYTES in base64.
+    """
+    try:
+        key = base64.b64decode(value.get_secret_value(), validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ValueError(
+            f"must be {KEY_BYTES} bytes in base64 (make one with: openssl rand -base64 {KEY_BYTES})"
+        )
+    return key
+
+
+def _is_key(value: SecretStr) -> SecretStr:
+    key_bytes(value)
+    return value
+
+
+SecretKey = Annotated[SecretStr, AfterValidator(_is_key)]
+"""KEY_BYTES of randomness in base64."""
 
 
 class TrustedIssuer(BaseModel):

@@ -63,6 +63,7 @@ TOLLHOUSE = System(
             "items",
             ports.ITEMS,
             after=("users",),
+            defaults={"CURSOR_KEY": "{items_cursor_key}"},
             sources=("services/items/src", "services/items/migrations"),
         ),
         ServiceSpec(
@@ -106,6 +107,7 @@ def wanted_credentials(system: System) -> dict[str, credentials.Maker]:
     return {
         "postgres": credentials.password,
         "key_encryption_key": credentials.encryption_key,
+        "items_cursor_key": credentials.encryption_key,
         **{f"database.{spec.name}": credentials.password for spec in system.services if spec.database},
         **{f"nats.{user}": credentials.password for user in nats.GRANTS},
     }

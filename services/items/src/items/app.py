@@ -3,13 +3,16 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
+from items import routes, routes_v2
+from items.cursors import Cursors
+from items.deprecation import Deprecated, deprecation_headers
 from items.errors import PROBLEMS
 from items.handlers import HANDLERS, SUBSCRIPTION
-from items.routes import router
 from items.service import SCOPES
 from items.settings import ItemsSettings
+from shared import idempotency
 from shared.app import create_app as create_shared_app
 from shared.broker import Broker
 from shared.consumer import Consumer
@@ -29,18 +32,24 @@ def create() -> FastAPI:
 def create_app(settings: ItemsSettings) -> FastAPI:
     """Build the application."""
     database = Database(settings)
+    ending = deprecation_headers(settings)
+    version_1 = APIRouter()
+    version_1.include_router(routes.router, deprecated=bool(ending) or None)
     app = create_shared_app(
         settings,
         title="Tollhouse items",
         summary="What people offer.",
-        routers=(router,),
+        routers=(version_1, routes_v2.router),
         lifespan=_lifespan,
         checks={"database": database.check_ready},
-        problems=(*PROBLEMS, DatabaseUnavailable),
+        problems=(*PROBLEMS, *idempotency.PROBLEMS, DatabaseUnavailable),
         scopes=SCOPES,
         tags={"items": "What people offer: everybody may look, owners may change."},
     )
     app.state.database = database
+    app.state.cursors = Cursors(settings.cursor_signing_key)
+    if ending:
+        app.add_middleware(Deprecated, headers=ending)
     return app
 
 
@@ -59,5 +68,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         consumer = Consumer(
             broker, database, SUBSCRIPTION, HANDLERS, service=settings.service, metrics=app.state.metrics
         )
-        await stack.enter_async_context(running(relay.run(), upkeep.run(), consumer.run()))
+        await stack.enter_async_context(
+            running(relay.run(), upkeep.run(), consumer.run(), idempotency.keep_pruning(database))
+        )
         yield

@@ -25,5 +25,38 @@ class NotOwner(Problem):
         super().__init__(f"Item {item_id} belongs to somebody else.")
 
 
-PROBLEMS: tuple[type[Problem], ...] = (ItemNotFound, NotOwner)
+class CursorInvalid(Problem):
+    """The cursor was not given out for a list with this sort and these filters. Begin without one."""
+
+    status = 400
+    code = "cursor_invalid"
+    title = "Cursor invalid"
+
+
+class VersionConflict(Problem):
+    """The item has another version than the request's If-Match names: read it again, and decide anew."""
+
+    status = 412
+    code = "version_conflict"
+    title = "Version conflict"
+
+    def __init__(self, item_id: int, etag: str) -> None:
+        super().__init__(f"Item {item_id} has the ETag {etag} now.", headers={"ETag": etag})
+
+
+class IfMatchRequired(Problem):
+    """Version 2 of the API changes an item only with If-Match: the ETag that the item was read with, or *."""
+
+    status = 428
+    code = "if_match_required"
+    title = "If-Match required"
+
+
+PROBLEMS: tuple[type[Problem], ...] = (
+    CursorInvalid,
+    IfMatchRequired,
+    ItemNotFound,
+    NotOwner,
+    VersionConflict,
+)
 """The service's part of the catalogue."""

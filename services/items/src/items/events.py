@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import ClassVar, Self
 
-from items.models import Item
+from items.models import ItemState
 from shared.events import Event
 
 
@@ -22,7 +22,7 @@ class _ItemEvent(Event):
     actor_id: int
 
     @classmethod
-    def of(cls, item: Item, *, actor_id: int) -> Self:
+    def of(cls, item: ItemState, *, actor_id: int) -> Self:
         """Describe an item after a change by `actor_id`."""
         return cls(
             id=item.id,

@@ -1,8 +1,9 @@
-"""What the items API takes and gives, version 1."""
+"""What the items API takes and gives. The versions differ in the price: a JSON number in 1, a string in 2."""
 
+import re
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import (
     MISSING,
@@ -10,16 +11,19 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     StrictBool,
     StringConstraints,
     WithJsonSchema,
 )
 from pydantic.config import JsonDict
 
+from items.service import ItemFields
 from shared.text import Text
 
 PRICE_MAX = 1_000_000
+
+_PRICE_TEXT = r"^(1000000(\.00?)?|[1-9][0-9]{0,5}(\.[0-9]{1,2})?|0\.([1-9][0-9]?|0[1-9]))$"
+_is_price_text = re.compile(_PRICE_TEXT).fullmatch
 
 
 def _exact(value: Any) -> Any:
@@ -29,14 +33,26 @@ def _exact(value: Any) -> Any:
     return Decimal(str(value))
 
 
+def _price_text(value: Any) -> Any:
+    if not isinstance(value, str) or not _is_price_text(value):
+        raise ValueError(
+            f"must be a string with a number above 0, at most {PRICE_MAX}, with at most 2 decimals"
+        )
+    return Decimal(value)
+
+
 Name = Annotated[Text, StringConstraints(min_length=1, max_length=120)]
 Description = Annotated[Text, StringConstraints(max_length=2000)]
 Price = Annotated[
     Decimal,
     BeforeValidator(_exact),
     Field(gt=0, le=PRICE_MAX, decimal_places=2, allow_inf_nan=False),
-    PlainSerializer(float, return_type=float, when_used="json"),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": PRICE_MAX, "multipleOf": 0.01}),
+]
+PriceText = Annotated[
+    Decimal,
+    BeforeValidator(_price_text),
+    WithJsonSchema({"type": "string", "pattern": _PRICE_TEXT, "examples": ["19.99"]}),
 ]
 
 _EXAMPLE: JsonDict = {
@@ -45,9 +61,26 @@ _EXAMPLE: JsonDict = {
     "price": 24.5,
     "in_stock": True,
 }
+_MADE: JsonDict = {
+    "id": 42,
+    **_EXAMPLE,
+    "owner_id": 7,
+    "version": 1,
+    "created_at": "2026-01-02T03:04:05Z",
+    "updated_at": "2026-01-02T03:04:05Z",
+}
+_TEXT_PRICE: JsonDict = {"price": "19.99"}
 
 
-class ItemWrite(BaseModel):
+class _Body(BaseModel):
+    """What people write."""
+
+    def fields(self) -> ItemFields:
+        """Return the fields that were written, or have a default."""
+        return cast("ItemFields", self.model_dump())
+
+
+class ItemWrite(_Body):
     """A whole item as its owner writes it (POST, PUT)."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
@@ -58,7 +91,7 @@ class ItemWrite(BaseModel):
     in_stock: StrictBool = True
 
 
-class ItemPatch(BaseModel):
+class ItemPatch(_Body):
     """Changes to an item as a JSON merge patch (RFC 7396): null clears, what is missing stays."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"price": 17.5}]})
@@ -72,7 +105,7 @@ class ItemPatch(BaseModel):
 class ItemRead(BaseModel):
     """An item as everybody sees it."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(json_schema_extra={"examples": [_MADE]})
 
     id: int
     name: str
@@ -80,6 +113,39 @@ class ItemRead(BaseModel):
     price: Price
     in_stock: bool
     owner_id: int | None = Field(description="Null once the owner's account has been deleted.")
-    version: int = Field(description="Grows by one with every change.")
+    version: int = Field(description="Grows by one with every change; the ETag has it.")
     created_at: datetime
     updated_at: datetime
+
+
+class ItemWriteV2(ItemWrite):
+    """A whole item as its owner writes it (POST, PUT), with an exact price."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{**_EXAMPLE, **_TEXT_PRICE}]})
+
+    price: PriceText
+
+
+class ItemPatchV2(ItemPatch):
+    """Changes to an item as a JSON merge patch (RFC 7396): null clears, what is missing stays."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"price": "17.50"}]})
+
+    price: PriceText | MISSING = MISSING
+
+
+class ItemReadV2(ItemRead):
+    """An item as everybody sees it, with an exact price."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{**_MADE, **_TEXT_PRICE}]})
+
+    price: PriceText
+
+
+class ItemPage(BaseModel):
+    """A page of a list of items."""
+
+    items: list[ItemReadV2]
+    next_cursor: str | None = Field(
+        description="What the next page begins with; null at the end of the list."
+    )

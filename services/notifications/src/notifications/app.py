@@ -18,6 +18,7 @@ from notifications.routes import router
 from notifications.service import SCOPES
 from notifications.settings import NotificationsSettings
 from notifications.stream import LiveStream
+from shared import idempotency
 from shared.app import create_app as create_shared_app
 from shared.broker import Broker
 from shared.consumer import Consumer
@@ -45,7 +46,7 @@ def create_app(settings: NotificationsSettings) -> FastAPI:
         routers=(router, sse.router, websocket.router),
         lifespan=_lifespan,
         checks={"database": database.check_ready},
-        problems=(*PROBLEMS, DatabaseUnavailable),
+        problems=(*PROBLEMS, *idempotency.PROBLEMS, DatabaseUnavailable),
         scopes=SCOPES,
         tags={
             "notifications": "What a person was told, and mail sent on a person's behalf.",
@@ -94,6 +95,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 keep_house(database, settings),
                 consumer.run(),
                 commands.run(),
+                idempotency.keep_pruning(database),
             )
         )
         yield

@@ -8,8 +8,10 @@ from notifications import service
 from notifications.errors import MailNotFound, NotificationNotFound, RecipientNotAllowed, TooManyMails
 from notifications.mailer import Mailer
 from notifications.schemas import MailCreate, MailQueued, MailRead, NotificationRead, UnreadCount
+from shared import idempotency
 from shared.auth import requires
 from shared.database import ReadSession, Session, wake_after_commit
+from shared.idempotency import REPLAYABLE, IdempotencyKey
 from shared.openapi import problems
 from shared.text import Id, Positive
 from shared.tokens import Principal
@@ -67,10 +69,19 @@ async def mark_notification_read(notification_id: NotificationId, me: Reader, se
 
 
 @router.post(
-    "/email", status_code=202, summary="Send a mail", responses=problems(RecipientNotAllowed, TooManyMails)
+    "/email",
+    status_code=202,
+    summary="Send a mail",
+    response_model=MailQueued,
+    responses={202: REPLAYABLE, **problems(RecipientNotAllowed, TooManyMails, *idempotency.PROBLEMS)},
 )
-async def send_email(body: MailCreate, me: Sender, request: Request, session: Session) -> MailQueued:
-    """Store a mail; a worker delivers it, with retries."""
+async def send_email(
+    body: MailCreate, me: Sender, request: Request, session: Session, key: IdempotencyKey = None
+) -> Response:
+    """Store a mail; a worker delivers it, with retries. Honours `Idempotency-Key`."""
+    attempt = await idempotency.begin(session, request, key, user_id=me.id)
+    if attempt.earlier is not None:
+        return attempt.earlier
     job = await service.queue_mail(
         session,
         request.app.state.settings,
@@ -81,7 +92,8 @@ async def send_email(body: MailCreate, me: Sender, request: Request, session: Se
     )
     mailer: Mailer = request.app.state.mailer
     wake_after_commit(session, mailer.queued)
-    return MailQueued(id=job.id)
+    answer = MailQueued(id=job.id).model_dump_json()
+    return await attempt.keep(Response(answer, status_code=202, media_type="application/json"))
 
 
 @router.get("/email/{mail_id}", summary="Read what became of a mail", responses=problems(MailNotFound))

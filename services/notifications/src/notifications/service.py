@@ -13,7 +13,7 @@ from notifications.events import MailFailed, NotificationCreated
 from notifications.models import MailJob, Notification
 from notifications.settings import NotificationsSettings
 from notifications.templates import Template, render
-from shared import outbox
+from shared import idempotency, outbox
 from shared.logs import get_logger
 from shared.times import utc_now
 from shared.tokens import Principal
@@ -174,6 +174,7 @@ async def forget(session: AsyncSession, *, user_id: int) -> None:
     """Delete everything that is held of a person."""
     await session.execute(delete(Notification).where(Notification.user_id == user_id))
     await session.execute(delete(MailJob).where(MailJob.user_id == user_id))
+    await idempotency.forget(session, user_id=user_id)
 
 
 def _may_send_to(settings: NotificationsSettings, sender: Principal, recipient: str) -> bool:

@@ -1,27 +1,11 @@
 """Settings of the users service."""
 
-import base64
-import binascii
 import hmac
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import AfterValidator, EmailStr, Field, HttpUrl, SecretStr
+from pydantic import EmailStr, Field, HttpUrl, SecretStr
 
-from shared.settings import DatabaseSettings, Port
-
-KEY_BYTES = 32
-
-
-def _is_aes_key(value: SecretStr) -> SecretStr:
-    try:
-        key = base64.b64decode(value.get_secret_value(), validate=True)
-    except binascii.Error:
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise ValueError(
-            f"must be {KEY_BYTES} bytes in base64 (make one with: openssl rand -base64 {KEY_BYTES})"
-        )
-    return value
+from shared.settings import DatabaseSettings, Port, SecretKey, key_bytes
 
 
 class UsersSettings(DatabaseSettings):
@@ -30,7 +14,7 @@ class UsersSettings(DatabaseSettings):
     service: ClassVar[str] = "users"
 
     port: Port = Field(8001, description="Port to listen on.")
-    key_encryption_key: Annotated[SecretStr, AfterValidator(_is_aes_key)] = Field(
+    key_encryption_key: SecretKey = Field(
         description="32 bytes in base64 that encrypt the signing keys at rest (AES-256-GCM)."
     )
     access_token_ttl: int = Field(900, ge=5, le=3600, description="Seconds that an access token is valid.")
@@ -103,4 +87,4 @@ class UsersSettings(DatabaseSettings):
     @property
     def encryption_key(self) -> bytes:
         """The key that encrypts signing keys."""
-        return base64.b64decode(self.key_encryption_key.get_secret_value())
+        return key_bytes(self.key_encryption_key)
