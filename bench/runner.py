@@ -20,7 +20,7 @@ WARM_UP_SECONDS = 2.0
 DISTURBED = 0.05
 """Where others took more of the machine than this, a party is measured again …"""
 REPEATS = 2
-"""… at most so often; then the least disturbed measurement counts."""
+"""… at most so often (all parties together once a round, on average); then the least disturbed measurement counts."""
 
 STRANGERS = "others"
 """Beside the figures of a sample: the share of the machine that other processes took."""
@@ -83,10 +83,13 @@ def measure(
     workbench.seconds = seconds
     samples: dict[str, dict[str, list[float]]] = {party.name: {} for party in parties}
     first = benchmark.figures[0]
+    spare = rounds
     began = time.monotonic()
     for number in range(rounds):
         for party in parties if number % 2 == 0 else reversed(parties):
-            values, strange = _measure_in_peace(party)
+            tries = _measure_in_peace(party, min(REPEATS, spare))
+            spare -= len(tries) - 1
+            values, strange = min(tries, key=lambda one: one[1])
             for figure, value in (*values.items(), (STRANGERS, strange)):
                 samples[party.name].setdefault(figure, []).append(value)
             shown = f"{values[first.name]:>12,.2f} {first.unit}" if first.name in values else ""
@@ -98,15 +101,15 @@ def measure(
     return samples
 
 
-def _measure_in_peace(party: Party) -> tuple[Mapping[str, float], float]:
+def _measure_in_peace(party: Party, repeats: int) -> list[tuple[Mapping[str, float], float]]:
     tries = []
-    for _ in range(1 + REPEATS):
+    for _ in range(1 + repeats):
         strangers = machine.Strangers()
         values = party.measure()
         tries.append((values, strangers.share()))
         if tries[-1][1] <= DISTURBED:
             break
-    return min(tries, key=lambda one: one[1])
+    return tries
 
 
 def compared(benchmark: Benchmark, parties: Sequence[str], samples: Samples) -> list[Result]:
