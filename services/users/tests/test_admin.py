@@ -1,15 +1,17 @@
 """What administrators may do, and nobody else."""
 
+import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from sqlalchemy import event, text, update
 
-from shared.testing import eventually
+from shared.testing import eventually, serving
+from users.app import create_app
 from users.models import User
 from users.settings import UsersSettings
 
@@ -212,6 +214,45 @@ async def test_nothing_changed_is_no_event(
         assert (await root.patch(f"/v1/users/{user_id}", json=body)).status_code == 200
     async with app.state.database.reading() as session:
         assert await session.scalar(text("SELECT max(version) FROM users")) == 1
+
+
+async def test_administrators_cannot_delete_themselves(
+    client: httpx.AsyncClient, root: httpx.AsyncClient
+) -> None:
+    refused = await root.delete("/v1/users/me")
+    assert (refused.status_code, refused.json()["code"]) == (409, "cannot_demote_self")
+
+    user_id = await register(client, "ada@example.com")
+    await root.patch(f"/v1/users/{user_id}", json={"scopes": ["users:admin"]})
+    ada = await log_in(client, "ada@example.com")
+    me = (await root.get("/v1/users/me")).json()
+    assert (await client.patch(f"/v1/users/{me['id']}", json={"scopes": []}, headers=ada)).status_code == 200
+    private = await log_in(client, ROOT)
+    assert (await client.delete("/v1/users/me", headers=private)).status_code == 204
+
+
+async def test_who_takes_the_address_of_the_first_admin_gets_no_more_than_an_account(
+    settings: UsersSettings, client: httpx.AsyncClient, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await register(client, "boss@example.com")
+    again = create_app(settings.model_copy(update={"admin_email": "boss@example.com"}))
+    async with serving(again):
+        pass
+    assert "admin.not_made" in "".join(capfd.readouterr())
+    boss = await log_in(client, "boss@example.com")
+    assert (await client.get("/v1/users", headers=boss)).status_code == 403
+
+
+def test_the_first_admin_has_a_password_like_everybody() -> None:
+    key = SecretStr(base64.b64encode(bytes(32)).decode())
+    for password in ("short", "x" * 129):
+        with pytest.raises(ValidationError) as refusal:
+            UsersSettings(
+                database_url=SecretStr("x"), key_encryption_key=key, admin_password=SecretStr(password)
+            )
+        (told,) = UsersSettings.explain(refusal.value)
+        assert told.startswith("users: USERS_ADMIN_PASSWORD: ")
+        assert password not in told
 
 
 @pytest.mark.parametrize("body", [{"is_active": False}, {"scopes": ["items:write"]}, {"scopes": []}])

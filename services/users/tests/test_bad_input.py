@@ -1,5 +1,6 @@
 """Whatever is sent to the users API, the answer is a 4xx with a code, never a 5xx."""
 
+import json
 from typing import Any
 
 import httpx
@@ -70,6 +71,39 @@ async def test_forms_with_bad_values_are_refused(client: httpx.AsyncClient) -> N
             answer = await client.post(path, data={**FORMS[path], field: value})
             if answer.status_code != 200:  # any text may be revoked
                 assert_refused(answer)
+
+
+OWN: dict[tuple[str, str], dict[str, Any]] = {
+    ("PATCH", "/v1/users/me"): {"full_name": "Ada"},
+    ("POST", "/v1/users/me/email"): {"email": "king@example.com"},
+    ("POST", "/v1/users/me/password"): {"current_password": "x", "new_password": "correct horse battery"},
+}
+
+
+@pytest.mark.integration
+async def test_the_own_account_takes_no_bad_values(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/users", json=BODIES["/v1/users"])
+    form = {"username": "ada@example.com", "password": "correct horse battery"}
+    token = (await client.post("/v1/users/token", data=form)).json()["access_token"]
+    client.headers["Authorization"] = f"Bearer {token}"
+    bad = [b'"\\ud800"', b'"\xff"', b'"a\\u0000"', b"1", b"[]", b"{}", b"true", b'"' + b"x" * 500_000 + b'"']
+    for (method, path), good in OWN.items():
+        for field in good:
+            for value in bad:
+                others = {name: other for name, other in good.items() if name != field}
+                body = json.dumps(others).encode()[:-1] + (b", " if others else b"")
+                body += json.dumps(field).encode() + b": " + value + b"}"
+                answer = await client.request(
+                    method, path, content=body, headers={"Content-Type": "application/json"}
+                )
+                assert_refused(answer)
+        for body in (b"", b"[]", b"null", b"\xff", b'{"unknown": 1}'):
+            assert_refused(
+                await client.request(method, path, content=body, headers={"Content-Type": "application/json"})
+            )
+    for session_id in ("x", "%00", "%ff", "x" * 5000, "00000000-0000-0000-0000-000000000000"):
+        assert_refused(await client.delete(f"/v1/users/me/sessions/{session_id}"))
+    assert (await client.get("/v1/users/me")).json()["full_name"] == "Ada"
 
 
 @pytest.mark.integration

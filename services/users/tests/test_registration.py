@@ -30,6 +30,11 @@ BAD_FIELDS: dict[str, dict[str, Any]] = {
     "email with a line break": {"email": "ada@example.com\nBcc: eve@example.com"},
     "email with NUL": {"email": "a\0da@example.com"},
     "email with a lone surrogate": {"email": "a\ud800@example.com"},
+    "email with a dot at its end": {"email": "ada@example.com."},
+    "email with an invisible character": {"email": "ada\u200b@example.com"},
+    "email that reads backwards": {"email": "\u202eada@example.com"},
+    "email with a quoted name": {"email": '"a b"@example.com'},
+    "email at an address": {"email": "ada@[127.0.0.1]"},
     "email with a name": {"email": "Ada <ada@example.com>"},
     "email too long": {"email": "a" * 250 + "@example.com"},
     "email huge": {"email": "a" * 100_000 + "@example.com"},
@@ -94,6 +99,43 @@ async def test_unusual_but_good_values_are_accepted(
         "/v1/users/token", data={"username": body["email"], "password": body["password"]}
     )
     assert token.status_code == 200, token.text
+
+
+@pytest.mark.parametrize(
+    ("registered", "the_same"),
+    [
+        ("Ada@Example.com", ["ada@example.com", " ada@EXAMPLE.com "]),
+        ("jose\u0301@example.com", ["jos\u00e9@example.com", "JOSE\u0301@example.com"]),
+        ("ada@m\u00fcnchen.example.com", ["ada@xn--mnchen-3ya.example.com", "ada@M\u00dcNCHEN.example.com"]),
+        ("ada@\uff45xample.com", ["ada@example.com", "ada@example\u3002com"]),
+        ("\u212aing@example.com", ["king@example.com", "KING@example.com"]),
+    ],
+    ids=["case", "composition", "encoding", "width", "compatibility"],
+)
+async def test_one_address_is_one_account_however_it_is_written(
+    client: httpx.AsyncClient, registered: str, the_same: list[str]
+) -> None:
+    assert (await client.post("/v1/users", json={**ADA, "email": registered})).status_code == 201
+
+    for email in (registered, *the_same):
+        again = await client.post("/v1/users", json={**ADA, "email": email})
+        token = await client.post("/v1/users/token", data={"username": email, "password": ADA["password"]})
+        assert (again.status_code, token.status_code) == (409, 200), email
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["ad\u0430@example.com", "ada+x@example.com", "a.da@example.com", "ada@example.org"],
+    ids=["homograph", "plus", "dot", "domain"],
+)
+async def test_addresses_that_only_look_alike_are_accounts_of_their_own(
+    client: httpx.AsyncClient, other: str
+) -> None:
+    await client.post("/v1/users", json=ADA)
+
+    form = {"username": other, "password": ADA["password"]}
+    assert (await client.post("/v1/users/token", data=form)).status_code == 401
+    assert (await client.post("/v1/users", json={**ADA, "email": other})).status_code == 201
 
 
 async def test_each_account_leaves_one_event_without_anything_private(

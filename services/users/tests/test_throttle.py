@@ -15,7 +15,7 @@ from shared.testing import serving
 from users import housekeeping, throttle
 from users.app import create_app
 from users.clients import Client
-from users.models import LoginFailures
+from users.models import LoginFailures, LoginSession
 from users.passwords import Passwords
 from users.settings import UsersSettings
 
@@ -122,6 +122,46 @@ async def test_tries_that_wait_cost_no_hash_and_count_for_nothing(
 
     for _ in range(3):
         assert (await log_in(client, WRONG)).headers["retry-after"] == "1"
+
+
+@integration
+async def test_of_many_who_come_when_a_wait_is_over_one_gets_a_try(
+    client: httpx.AsyncClient, app: FastAPI
+) -> None:
+    await register(client)
+    for _ in range(2):
+        await log_in(client, WRONG)
+    await age(app, 2)
+
+    answers = await asyncio.gather(*(log_in(client, WRONG) for _ in range(8)))
+
+    assert sorted(answer.status_code for answer in answers) == [401] + [429] * 7
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status_code == 429)
+
+
+@integration
+async def test_an_owner_whose_line_has_many_addresses_is_familiar(client: httpx.AsyncClient) -> None:
+    await register(client)
+    assert (await log_in(client, address="2001:db8::1")).status_code == 200
+    for number in range(4):
+        await log_in(client, WRONG, address=f"203.0.113.{number}")
+
+    assert (await log_in(client, address="2001:db8:0:1::1")).status_code == 429
+    assert (await log_in(client, address="2001:db8::2")).status_code == 200
+
+
+@integration
+async def test_what_is_no_address_is_not_counted_as_one(client: httpx.AsyncClient, app: FastAPI) -> None:
+    await register(client)
+    for forged in ("nonsense", "x" * 5000, "192.0.2.1, nonsense", ""):
+        assert (await log_in(client, WRONG, address=forged)).status_code in (401, 429)
+    assert (await log_in(client, address=f"{HOME}, {CAFE}")).status_code == 200
+
+    async with app.state.database.reading() as session:
+        counted = set(await session.scalars(select(LoginFailures.address)))
+        (login,) = (await session.scalars(select(LoginSession))).all()
+    assert counted <= {"", "127.0.0.1"}
+    assert login.address == CAFE, "the last one, which the gateway wrote"
 
 
 @integration

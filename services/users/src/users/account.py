@@ -10,7 +10,7 @@ from shared import outbox
 from shared.times import utc_now
 from users import audit, codes, service, sessions, throttle
 from users.clients import Client
-from users.errors import EmailTaken, InvalidCredentials, TooManyAttempts
+from users.errors import CannotDemoteSelf, EmailTaken, InvalidCredentials, TooManyAttempts
 from users.events import PasswordChanged, UserDeleted, UserUpdated
 from users.models import User
 from users.settings import UsersSettings
@@ -64,8 +64,11 @@ async def delete_account(session: AsyncSession, settings: UsersSettings, user_id
 
     Raises:
         UserNotFound: it is gone already.
+        CannotDemoteSelf: it is an administrator's: the last one must not go by mistake.
     """
     user = await service.lock(session, user_id)
+    if service.ADMIN_SCOPE in user.scopes:
+        raise CannotDemoteSelf
     await sessions.end_all(session, settings, user_id=user_id)
     await outbox.add(session, UserDeleted(id=user.id, version=user.version + 1))
     await session.execute(delete(User).where(User.id == user_id))

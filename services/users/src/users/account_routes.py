@@ -10,6 +10,7 @@ from users.clients import CurrentClient
 from users.code_requests import CodeRequests
 from users.errors import (
     NEW_PASSWORD,
+    CannotDemoteSelf,
     CodeInvalid,
     EmailTaken,
     InvalidCredentials,
@@ -45,13 +46,19 @@ async def patch_own_account(body: UserPatch, me: CurrentUser, session: Session) 
     return UserRead.model_validate(await account.rename(session, me.id, changes["full_name"]))
 
 
-@router.delete("/me", status_code=204, summary="Delete the own account", responses=problems(UserNotFound))
+@router.delete(
+    "/me",
+    status_code=204,
+    summary="Delete the own account",
+    responses=problems(UserNotFound, CannotDemoteSelf),
+)
 async def delete_own_account(
     me: CurrentUser, request: Request, client: CurrentClient, session: Session
 ) -> None:
     """Delete the account for good.
 
-    Publishes `users.user.deleted.v1`: the person's items stay without an owner, notifications and mails are deleted.
+    Administrators cannot: another one has to take administration from them first. Publishes
+    `users.user.deleted.v1`: the person's items stay without an owner, notifications and mails are deleted.
     """
     await account.delete_account(session, request.app.state.settings, me.id)
     await audit.record(session, "account.deleted", actor_id=me.id, subject_user_id=me.id, client=client)

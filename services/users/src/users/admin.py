@@ -19,7 +19,6 @@ from users.models import User
 from users.settings import UsersSettings
 
 MAX_PAGE = 200
-ADMIN_SCOPE = "users:admin"
 
 
 async def page(
@@ -61,7 +60,7 @@ async def change(
     if not changed:
         return user
     is_active, scopes = changed.get("is_active", user.is_active), changed.get("scopes", user.scopes)
-    if _is_self(settings, user_id, by) and not (is_active and ADMIN_SCOPE in scopes):
+    if _is_self(settings, user_id, by) and not (is_active and service.ADMIN_SCOPE in scopes):
         raise CannotDemoteSelf
     taken_away = set(user.scopes) - set(scopes)
     user.is_active, user.scopes = is_active, scopes
@@ -103,8 +102,8 @@ async def _lock(session: AsyncSession, settings: UsersSettings, user_id: int, *,
     users = {user.id: user for user in locked}
     if by.issuer == settings.token_issuer:
         actor = users.get(by.id)
-        if actor is None or not actor.is_active or ADMIN_SCOPE not in actor.scopes:
-            raise InsufficientScope(ADMIN_SCOPE)
+        if actor is None or not actor.is_active or service.ADMIN_SCOPE not in actor.scopes:
+            raise InsufficientScope(service.ADMIN_SCOPE)
     return users.get(user_id) or await service.get(session, user_id)
 
 

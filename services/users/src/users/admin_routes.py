@@ -16,7 +16,7 @@ from users.schemas import UserAdminPatch, UserRead
 
 router = APIRouter(prefix="/v1/users", tags=["administration"])
 
-UsersAdmin = Annotated[Principal, requires(admin.ADMIN_SCOPE)]
+UsersAdmin = Annotated[Principal, requires(service.ADMIN_SCOPE)]
 UserId = Annotated[Id, Path(description="The user's id.", examples=[1])]
 
 

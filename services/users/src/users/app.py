@@ -14,7 +14,7 @@ from shared.relay import Relay
 from shared.revocations import verifying
 from shared.tasks import running
 from shared.upkeep import Upkeep
-from users import account_routes, admin, admin_routes, service
+from users import account_routes, admin_routes, service
 from users.code_requests import CodeRequests
 from users.errors import PROBLEMS, PasswordBreached, PasswordTooCommon
 from users.housekeeping import keep_house
@@ -47,7 +47,7 @@ def create_app(settings: UsersSettings) -> FastAPI:
         lifespan=_lifespan,
         checks={"database": database.check_ready},
         problems=(*PROBLEMS, DatabaseUnavailable),
-        scopes={admin.ADMIN_SCOPE: "Administrate accounts and signing keys."},
+        scopes={service.ADMIN_SCOPE: "Administrate accounts and signing keys."},
         tags=TAGS,
     )
     app.state.database = database

@@ -37,7 +37,7 @@ ITSELF = Client(label="users")
 
 def client_of(request: Request) -> Client:
     """Say where a request comes from; the gateway overwrites what clients claim in X-Forwarded-For."""
-    forwarded = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    forwarded = _address(request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip())
     peer = request.client.host if request.client else None
     label = request.headers.get("user-agent")
     return Client(
@@ -45,6 +45,13 @@ def client_of(request: Request) -> Client:
         address=forwarded or peer,
         request_id=request_id_of(request.scope),
     )
+
+
+def _address(text: str) -> str | None:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
 
 
 CurrentClient = Annotated[Client, Depends(client_of)]

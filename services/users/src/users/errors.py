@@ -145,7 +145,7 @@ class TooManyAttempts(OAuthProblem):
 
 
 class CannotDemoteSelf(Problem):
-    """Administrators cannot deactivate themselves or give up administration: another one has to do it."""
+    """Administrators cannot deactivate or delete themselves or give up administration: another one has to do it."""
 
     status = 409
     code = "cannot_demote_self"

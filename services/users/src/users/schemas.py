@@ -15,8 +15,8 @@ from pydantic import (
 
 from shared.text import Email, Text
 from users.service import Scope
+from users.settings import PASSWORD_MAX, PASSWORD_MIN
 
-PASSWORD_MIN, PASSWORD_MAX = 12, 128
 EXAMPLE_SESSION_ID = "01942a60-7b85-7000-8000-000000000000"
 MAX_TOKEN = 4096
 

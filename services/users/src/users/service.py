@@ -3,18 +3,23 @@
 from contextlib import suppress
 from typing import Literal, get_args
 
+from pydantic import validate_email
+from pydantic_core import PydanticCustomError
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import outbox
 from shared.database import Database
+from shared.logs import get_logger
 from users import audit
 from users.clients import ITSELF
 from users.errors import EmailTaken, InvalidCredentials, InvalidScope, UserNotFound
 from users.events import UserRegistered
 from users.models import User
 from users.passwords import Passwords
+
+log = get_logger(__name__)
 
 DEFAULT_SCOPES = ("items:write", "notifications:read", "notifications:send")
 Scope = Literal[
@@ -25,11 +30,15 @@ Scope = Literal[
     "notifications:send_any",
     "users:admin",
 ]
+ADMIN_SCOPE: Scope = "users:admin"
 ADMIN_SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 def email_key(email: str) -> str:
-    """Return what makes an address unique: its case does not."""
+    """Return what makes an address unique: not its case, how its characters are composed or how its domain is encoded."""
+    if "<" not in email:  # of `Ada <ada@example.com>` the validator would take the address
+        with suppress(PydanticCustomError):
+            email = validate_email(email)[1]
     return email.lower()
 
 
@@ -66,17 +75,20 @@ async def register(
 
 async def ensure_admin(session: AsyncSession, *, email: str, password_hash: str) -> None:
     """Make the first admin's account, unless the address has one."""
-    with suppress(EmailTaken):  # by an earlier start, or by a replica that starts at the same time
+    try:
         user = await register(
             session, email=email, password_hash=password_hash, full_name="Administrator", scopes=ADMIN_SCOPES
         )
-        await audit.record(
-            session,
-            "account.registered",
-            subject_user_id=user.id,
-            client=ITSELF,
-            detail={"scopes": user.scopes},
-        )
+    except EmailTaken:  # by an earlier start, by a replica that starts at the same time, or by somebody else
+        found = await find_by_email(session, email)
+        if found is not None and ADMIN_SCOPE not in found.scopes:
+            log.warning(
+                "admin.not_made", reason="its address belongs to an account that is no administrator's"
+            )
+        return
+    await audit.record(
+        session, "account.registered", subject_user_id=user.id, client=ITSELF, detail={"scopes": user.scopes}
+    )
 
 
 async def get(session: AsyncSession, user_id: int) -> User:

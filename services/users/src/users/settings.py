@@ -7,6 +7,8 @@ from pydantic import EmailStr, Field, HttpUrl, SecretStr
 
 from shared.settings import DatabaseSettings, Port, SecretKey, key_bytes
 
+PASSWORD_MIN, PASSWORD_MAX = 12, 128
+
 
 class UsersSettings(DatabaseSettings):
     """What the users service needs beside the settings every service has."""
@@ -41,7 +43,12 @@ class UsersSettings(DatabaseSettings):
         description="Seconds in which a used refresh token, repeated, gets the same successor again.",
     )
     admin_email: EmailStr | None = Field(None, description="Address of the first admin, made at start.")
-    admin_password: SecretStr | None = Field(None, description="Password of the first admin.")
+    admin_password: SecretStr | None = Field(
+        None,
+        min_length=PASSWORD_MIN,
+        max_length=PASSWORD_MAX,
+        description="Password of the first admin, by the rules for every password.",
+    )
     hashing_threads: int = Field(2, ge=1, le=64, description="Passwords hashed at the same time.")
     hashing_backlog: int = Field(
         32, ge=0, description="Hashes that may wait for a thread; more are answered 503."

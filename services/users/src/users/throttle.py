@@ -10,18 +10,18 @@ They are counted in the database, so that replicas agree, under three keys:
 Past a key's free failures the wait is one second and doubles up to a limit; it ends by itself. Logging in clears the
 account's count and that of the pair, a password reset by mail clears all of the account's. An address that fails on other
 accounts is not cleared by logging in to one's own. Names are counted whether or not they are accounts: the answers do not
-tell. Tries that have to wait are refused before any hashing and count for nothing. Those already being hashed are not
-called back: a burst can overshoot by what the hashing pool holds.
+tell. Tries that have to wait are refused before any hashing and count for nothing. Of those that come at once after a wait,
+one gets its turn. Only the free failures can be overshot by a burst, by what the hashing pool holds.
 """
 
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from math import ceil
 from typing import NamedTuple
 
-from sqlalchemy import case, delete, exists, func, select, tuple_
+from sqlalchemy import case, delete, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -37,6 +37,8 @@ FIRST_DELAY = 1.0
 """Seconds to wait after the first failure that is one too many."""
 ANY_ACCOUNT = b""
 ANYWHERE = ""
+MAX_ADDRESSES = 1000
+"""Addresses of an account's logins that are looked at."""
 _MAX_DOUBLINGS = 30
 
 
@@ -68,12 +70,13 @@ async def guarding(
     account = _account_key(settings, email)
     pair, everywhere = Key(account, client.network), Key(account, ANYWHERE)
     async with database.reading() as session:
-        counted = await _waits(session, settings, (pair, everywhere, Key(ANY_ACCOUNT, client.network)))
-        wait = max(counted.values(), default=0.0)
-        if wait > counted.get(pair, 0.0) and await _is_familiar(session, email, client):
-            wait = counted.get(pair, 0.0)
-    if wait > 0:
+        counted = await _counted(session, settings, (pair, everywhere, Key(ANY_ACCOUNT, client.network)))
+        binding = {key: count for key, count in counted.items() if count.delay > 0}
+        if binding.keys() - {pair} and await _is_familiar(session, email, client):
+            binding = {key: count for key, count in binding.items() if key == pair}
+    if (wait := max((count.wait for count in binding.values()), default=0.0)) > 0:
         raise TooManyAttempts(ceil(wait))
+    await _take_turn(database, binding)
     try:
         yield
     except InvalidCredentials:
@@ -103,21 +106,54 @@ def _account_key(settings: UsersSettings, email: str) -> bytes:
     return hmac.digest(settings.throttle_key, email_key(email).encode(), "sha256")
 
 
-async def _waits(session: AsyncSession, settings: UsersSettings, keys: tuple[Key, ...]) -> dict[Key, float]:
-    """Return how many seconds are left to wait for each key that has failures; none left is 0 or less."""
+class _Count(NamedTuple):
+    """What the failures of a key mean for the next try."""
+
+    delay: float
+    """Seconds between two tries."""
+    wait: float
+    """Seconds that are left of them; none left is 0 or less."""
+    last_at: datetime
+
+
+async def _counted(
+    session: AsyncSession, settings: UsersSettings, keys: tuple[Key, ...]
+) -> dict[Key, _Count]:
+    """Return the count of each key that has failures."""
     age = func.extract("epoch", func.now() - LoginFailures.last_at)
     found = await session.execute(
-        select(LoginFailures.account, LoginFailures.address, LoginFailures.failures, age).where(
-            tuple_(LoginFailures.account, LoginFailures.address).in_(keys)
-        )
+        select(LoginFailures, age).where(tuple_(LoginFailures.account, LoginFailures.address).in_(keys))
     )
-    return {
-        (key := Key(account, address)): delay(
-            failures, free=_free(settings, key), limit=settings.throttle_max_delay
-        )
-        - float(seconds)
-        for account, address, failures, seconds in found
-    }
+    counted = {}
+    for row, seconds in found:
+        key = Key(row.account, row.address)
+        seconds_between = delay(row.failures, free=_free(settings, key), limit=settings.throttle_max_delay)
+        counted[key] = _Count(seconds_between, seconds_between - float(seconds), row.last_at)
+    return counted
+
+
+async def _take_turn(database: Database, binding: Mapping[Key, _Count]) -> None:
+    """Begin the next wait before the try: of many that come when a wait is over, one is first.
+
+    Raises:
+        TooManyAttempts: another one was.
+    """
+    if not binding:
+        return
+    async with database.transaction() as session:
+        for key, count in sorted(binding.items()):
+            turn = (
+                update(LoginFailures)
+                .where(
+                    LoginFailures.account == key.account,
+                    LoginFailures.address == key.address,
+                    LoginFailures.last_at == count.last_at,
+                )
+                .values(last_at=func.now())
+                .returning(LoginFailures.failures)
+            )
+            if await session.scalar(turn) is None:
+                raise TooManyAttempts(ceil(count.delay))
 
 
 def _free(settings: UsersSettings, key: Key) -> int:
@@ -127,13 +163,15 @@ def _free(settings: UsersSettings, key: Key) -> int:
 
 
 async def _is_familiar(session: AsyncSession, email: str, client: Client) -> bool:
-    """Say whether somebody has logged in to this account from this address before."""
-    login = (
-        select(LoginSession.id)
+    """Say whether somebody has logged in to this account from this address (or line) before."""
+    addresses = (
+        select(LoginSession.address)
         .join(User, User.id == LoginSession.user_id)
-        .where(User.email_key == email_key(email), LoginSession.address == client.address)
+        .where(User.email_key == email_key(email))
+        .distinct()
+        .limit(MAX_ADDRESSES)
     )
-    return bool(await session.scalar(select(exists(login))))
+    return client.network in {Client(address=address).network for address in await session.scalars(addresses)}
 
 
 async def _count(session: AsyncSession, settings: UsersSettings, keys: tuple[Key, ...]) -> None:
