@@ -5,7 +5,6 @@ one that the gateway makes of them.
 contract changes unnoticed.
 """
 
-import base64
 import importlib
 import json
 import sys
@@ -20,6 +19,7 @@ from pydantic import SecretStr
 import gateway.app
 from gateway.settings import GatewaySettings
 from shared.events import Command, Event, encode
+from stack.testing import ANY_KEY
 
 SERVICES = ("items", "notifications", "users")
 EVENT_ID = "01942a60-7b85-7000-8000-000000000000"
@@ -57,7 +57,7 @@ def _openapi(service: str) -> dict[str, Any]:
         **{
             **{name: field.get_default() for name, field in settings_class.model_fields.items()},
             "database_url": SecretStr("postgresql://nobody@127.0.0.1/none"),
-            "cursor_key": SecretStr(base64.b64encode(bytes(32)).decode()),
+            "cursor_key": SecretStr(ANY_KEY),
         }
     )
     document: dict[str, Any] = app.create_app(settings).openapi()

@@ -1,7 +1,6 @@
 """The migrations of every service: they lead to the models, back again, and hold no lock that others queue behind."""
 
 import asyncio
-import base64
 import io
 import os
 import subprocess
@@ -28,6 +27,7 @@ from shared import migrations
 from shared.ids import new_id
 from shared.settings import DatabaseSettings
 from stack import postgres
+from stack.testing import ANY_KEY
 from users.settings import UsersSettings
 
 __all__ = [
@@ -88,8 +88,8 @@ async def _migrate(service: str, database_url: str) -> tuple[int | None, str]:
         env={
             **os.environ,
             f"{service.upper()}_DATABASE_URL": database_url,
-            "USERS_KEY_ENCRYPTION_KEY": base64.b64encode(bytes(32)).decode(),
-            "ITEMS_CURSOR_KEY": base64.b64encode(bytes(32)).decode(),
+            "USERS_KEY_ENCRYPTION_KEY": ANY_KEY,
+            "ITEMS_CURSOR_KEY": ANY_KEY,
         },
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

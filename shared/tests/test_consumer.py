@@ -31,7 +31,7 @@ from shared.metrics import Collector, Metrics, exposition
 from shared.streams import DEAD, EVENTS, declare
 from shared.tasks import running
 from shared.testing import eventually
-from stack.testing import refusing_connections
+from stack.testing import ANY_KEY, refusing_connections
 
 pytestmark = pytest.mark.integration
 
@@ -208,6 +208,7 @@ async def test_kill_between_commit_and_acknowledgement_takes_effect_once(
             **os.environ,
             **nats_server.environment("notifications"),
             "ITEMS_DATABASE_URL": database_url,
+            "ITEMS_CURSOR_KEY": ANY_KEY,
         },
     )
     assert await process.wait() == -signal.SIGKILL

@@ -26,7 +26,7 @@ from shared.relay import RELAY_LOCK, Relay
 from shared.streams import EVENTS, declare
 from shared.tasks import running
 from shared.testing import eventually
-from stack.testing import refusing_connections
+from stack.testing import ANY_KEY, refusing_connections
 
 pytestmark = pytest.mark.integration
 
@@ -277,6 +277,7 @@ async def test_kill_between_publish_and_mark_publishes_once(
             **os.environ,
             **nats_server.environment("items"),
             "ITEMS_DATABASE_URL": database_url,
+            "ITEMS_CURSOR_KEY": ANY_KEY,
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(Path(__file__).with_name("crashing_relay.py")), env=environment
@@ -299,7 +300,12 @@ async def test_relay_that_hangs_loses_its_lock_and_what_it_does_later_repeats_no
     await write(1, 2)
     async with connected("operator") as operator:
         await declare(operator.js)
-        environment = {**os.environ, **nats_server.environment("items"), "ITEMS_DATABASE_URL": database_url}
+        environment = {
+            **os.environ,
+            **nats_server.environment("items"),
+            "ITEMS_DATABASE_URL": database_url,
+            "ITEMS_CURSOR_KEY": ANY_KEY,
+        }
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(Path(__file__).with_name("hanging_relay.py")), env=environment
         )

@@ -15,6 +15,7 @@ import orjson
 import pytest
 
 from shared.testing import eventually, free_port
+from stack.testing import ANY_KEY
 
 pytestmark = pytest.mark.integration
 
@@ -27,6 +28,7 @@ def environment(database_url: str) -> Environment:
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(("ITEMS_", "NATS_"))},
         "ITEMS_DATABASE_URL": database_url,
+        "ITEMS_CURSOR_KEY": ANY_KEY,
         "ITEMS_PORT": str(free_port()),
         "NATS_URL": "nats://127.0.0.1:1",
         "LOG_FORMAT": "json",

@@ -1,6 +1,5 @@
 """The items service, running on a real database and with tokens of a real issuer."""
 
-import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -16,8 +15,7 @@ from items.app import create_app
 from items.settings import ItemsSettings
 from shared.outbox import OutboxRow
 from shared.testing import TokenIssuer, serving
-
-CURSOR_KEY = SecretStr(base64.b64encode(bytes(range(32))).decode())
+from stack.testing import ANY_KEY
 
 Events = Callable[[], Awaitable[list[dict[str, Any]]]]
 
@@ -39,7 +37,7 @@ def settings(make_database: Callable[..., str], token_issuer: TokenIssuer) -> It
         nats_url="nats://127.0.0.1:1",
         token_issuer=token_issuer.issuer,
         jwks_url=AnyHttpUrl(token_issuer.jwks_url),
-        cursor_key=CURSOR_KEY,
+        cursor_key=SecretStr(ANY_KEY),
     )
 
 

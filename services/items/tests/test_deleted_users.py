@@ -12,9 +12,9 @@ from items.settings import ItemsSettings
 from shared.events import Event
 from shared.ids import new_id
 from shared.testing import TokenIssuer, eventually
-from stack.testing import NATSServer, Publisher
+from stack.testing import ANY_KEY, NATSServer, Publisher
 
-from .conftest import CURSOR_KEY, Events
+from .conftest import Events
 
 pytestmark = pytest.mark.integration
 
@@ -42,7 +42,7 @@ def settings(
         database_url=SecretStr(make_database(ItemsSettings)),
         token_issuer=token_issuer.issuer,
         jwks_url=AnyHttpUrl(token_issuer.jwks_url),
-        cursor_key=CURSOR_KEY,
+        cursor_key=SecretStr(ANY_KEY),
         **nats_server.settings("items"),
     )
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 import structlog
 from pydantic import SecretStr
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text
 
 from items.events import ItemCreated, ItemDeleted
 from items.handlers import CONSUMERS, HANDLERS, SUBSCRIPTION
-from items.models import Item
+from items.models import COLUMNS, Item, ItemState
 from items.settings import ItemsSettings
 from shared import consumer as consumer_module
 from shared import event_commands, outbox, server
@@ -31,7 +31,7 @@ from shared.streams import DEAD, EVENTS, declare
 from shared.tasks import running
 from shared.testing import eventually
 from shared.times import utc_now
-from stack.testing import DatabaseFactory, NATSServer
+from stack.testing import ANY_KEY, DatabaseFactory, NATSServer
 
 pytestmark = pytest.mark.integration
 
@@ -51,7 +51,9 @@ Run = Callable[..., Awaitable[Done]]
 def settings(make_database: DatabaseFactory, nats_server: NATSServer) -> ItemsSettings:
     """Settings of items on servers of this test's own."""
     return ItemsSettings(
-        database_url=SecretStr(make_database(ItemsSettings)), **nats_server.settings("items")
+        database_url=SecretStr(make_database(ItemsSettings)),
+        cursor_key=SecretStr(ANY_KEY),
+        **nats_server.settings("items"),
     )
 
 
@@ -79,6 +81,7 @@ def environment(settings: ItemsSettings, nats_server: NATSServer) -> Callable[[s
     def variables(user: str) -> dict[str, str]:
         return {
             "ITEMS_DATABASE_URL": settings.database_url.get_secret_value(),
+            "ITEMS_CURSOR_KEY": ANY_KEY,
             **nats_server.environment(user),
         }
 
@@ -119,9 +122,8 @@ async def _offer(
     made = []
     for number in range(count):
         async with database.transaction() as session:
-            item = Item(name=f"item {number}", price=Decimal(1), in_stock=True, owner_id=7)
-            session.add(item)
-            await session.flush()
+            offered = insert(Item).values(name=f"item {number}", price=Decimal(1), in_stock=True, owner_id=7)
+            item = ItemState(*(await session.execute(offered.returning(*COLUMNS))).one())
             await outbox.add(session, kind.of(item, actor_id=7))
             made.append(item.id)
     return made

@@ -1,5 +1,6 @@
 """Servers for the tests: one PostgreSQL for the whole run, a database and (where asked for) a NATS server per test."""
 
+import base64
 import signal
 import subprocess
 import tempfile
@@ -24,6 +25,8 @@ from shared.streams import COMMANDS, EVENTS, ensure
 from shared.testing import TokenIssuer, free_port
 from stack import command, nats, postgres
 
+ANY_KEY = base64.b64encode(bytes(range(32))).decode()
+"""A secret key, for settings that want one."""
 _POSTGRES = pytest.StashKey[str]()
 _RUNNING = pytest.StashKey[ExitStack]()
 
