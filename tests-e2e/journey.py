@@ -17,8 +17,9 @@ from shared.ids import new_id
 from shared.testing import eventually
 
 PASSWORD = "correct horse battery"
-ADMIN_EMAIL = "admin@example.com"
-ADMIN_PASSWORD = "the admin's password"
+ADMIN_EMAIL = os.environ.get("ADMIN_EMAIL", "admin@example.com")
+ADMIN_PASSWORD = os.environ.get("ADMIN_PASSWORD", "the admin's password")
+"""The first admin: of the system that the journeys start, or of the one that BASE_URL names."""
 
 
 _PORTS = {"gateway": 8000, "users": 8001, "items": 8002, "notifications": 8003}

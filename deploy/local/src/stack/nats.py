@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import Any
 
 from stack.command import Command
 from stack.errors import StackError
@@ -132,6 +133,23 @@ def passwords_for(users: Iterable[str]) -> dict[str, str]:
     return {user: secrets.token_urlsafe(24) for user in users}
 
 
+def authorization(passwords: Mapping[str, str], grants: Mapping[str, Grant] = GRANTS) -> dict[str, Any]:
+    """The server's `authorization` block; docker-compose.yml's and the chart's servers have the same one."""
+    return {
+        "users": [
+            {
+                "user": user,
+                "password": passwords[user],
+                "permissions": {
+                    "publish": {"allow": grant.publish},
+                    "subscribe": {"allow": grant.subscribe},
+                },
+            }
+            for user, grant in grants.items()
+        ]
+    }
+
+
 def write_config(
     data_dir: Path,
     port: int,
@@ -157,19 +175,7 @@ def write_config(
             "max_file_store": MAX_FILE_STORE,
             **({"sync_interval": "always"} if durable else {}),
         },
-        "authorization": {
-            "users": [
-                {
-                    "user": user,
-                    "password": passwords[user],
-                    "permissions": {
-                        "publish": {"allow": grant.publish},
-                        "subscribe": {"allow": grant.subscribe},
-                    },
-                }
-                for user, grant in grants.items()
-            ]
-        },
+        "authorization": authorization(passwords, grants),
     }
     config = data_dir / "nats.conf"
     draft = data_dir / "nats.conf.new"
