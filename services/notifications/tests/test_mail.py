@@ -19,6 +19,7 @@ from sqlalchemy import select, update
 from notifications import service
 from notifications.models import MailJob
 from notifications.settings import NotificationsSettings
+from shared.idempotency import KeptAnswer
 from shared.outbox import OutboxRow
 from shared.testing import TokenIssuer, eventually
 from shared.times import utc_now
@@ -281,3 +282,24 @@ async def test_events_say_neither_who_nor_what(
 def test_sender_that_is_not_one_address_is_no_setting(sender: str) -> None:
     with pytest.raises(ValueError, match="must be one address"):
         NotificationsSettings(database_url=SecretStr("postgresql://x@127.0.0.1/x"), mail_from=sender)
+
+
+async def test_a_mail_with_an_idempotency_key_is_sent_once(
+    client: httpx.AsyncClient, app: FastAPI, settings: NotificationsSettings, headers: dict[str, str]
+) -> None:
+    keyed = {**headers, "Idempotency-Key": "8e03978e"}
+    first = await send(client, keyed)
+    again = await send(client, keyed)
+
+    assert (again.status_code, again.content) == (202, first.content)
+    assert again.headers["idempotent-replayed"] == "true"
+    reused = await send(client, keyed, subject="Another")
+    assert (reused.status_code, reused.json()["code"]) == (422, "idempotency_key_reused")
+    await delivered(settings, first.json()["id"])
+    async with app.state.database.reading() as session:
+        assert len((await session.scalars(select(MailJob.id))).all()) == 1
+        assert len((await session.scalars(select(KeptAnswer.key))).all()) == 1
+    async with app.state.database.transaction() as session:
+        await service.forget(session, user_id=7)
+    async with app.state.database.reading() as session:
+        assert (await session.scalars(select(KeptAnswer.key))).all() == []
