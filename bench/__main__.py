@@ -74,7 +74,7 @@ def _run_all(chosen: list[Benchmark], cores: Cores, rounds: int | None, seconds:
             continue
         save(merge(load(), new))
         print("\n" + documentation.plain_table(new), flush=True)
-    documentation.write()
+    documentation.write(BENCHMARKS)
     print(f"\n{RESULTS} is up to date after {time.monotonic() - began:.0f} s.")
     if failed:
         print(f"Failed: {', '.join(failed)}", file=sys.stderr)

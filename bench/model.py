@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.tools import Tool
@@ -20,6 +20,8 @@ class Figure:
     better: Better
     about: str
     """What it means, as a line of the documentation."""
+    goals: Mapping[str, float] = field(default_factory=dict)
+    """By peer: the ratio (ours / theirs) that is to be reached."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Self
 
 import psutil
 
-from bench.machine import Cores, pinned
+from bench.machine import Cores, pinned, prefer
 from shared.testing import free_port
 from stack.command import Command, spawn
 
@@ -110,6 +110,7 @@ class Workbench:
 
     def __enter__(self) -> Self:
         self._stack.enter_context(pinned(self.cores.load))
+        prefer(os.getpid())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,6 +142,7 @@ class Workbench:
                 popen = spawn(command, stdout=out, stderr=subprocess.STDOUT)
         except OSError as error:
             raise StartError(f"{name} cannot be started: {error}") from None
+        prefer(popen.pid)
         process = Process(name, popen, log)
         self._stack.callback(process.stop)
         if ready is None and port is not None:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import cast
+from xml.etree import ElementTree as ET
 
 import pytest
-from bench import documentation, results, runner
+from bench import documentation, plot, results, runner
 from bench.machine import Strangers
 from bench.model import BenchError, Benchmark, Figure, Party
 from bench.results import Result, compare, load, merge, save
@@ -66,7 +67,9 @@ def test_everybody_is_measured_in_turn_and_the_first_round_does_not_count(
     assert {name: party["rate"] for name, party in samples.items()} == {"a": [3.0, 6.0], "b": [4.0, 5.0]}
 
 
-def test_disturbed_rounds_are_measured_again_within_a_bound_and_the_quietest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disturbed_rounds_are_measured_again_within_a_bound_and_the_quietest_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     shares = [0.5, 0.2, 0.3, 0.4, 0.35, 0.9, 0.0]
     monkeypatch.setattr(Strangers, "share", lambda _: shares.pop(0))
     values = iter(range(100))
@@ -140,6 +143,29 @@ def test_committed_rows_are_made_of_committed_samples(benchmark: Benchmark) -> N
 
 
 def test_documentation_says_what_the_results_say() -> None:
-    document = documentation.DOCUMENT.read_text()
-    assert document == documentation.between(document, documentation.markdown(load()))
-    assert documentation.markdown(load()) in document
+    document, made = documentation.DOCUMENT.read_text(), documentation.markdown(BENCHMARKS, load())
+    assert made in document
+    assert document == documentation.between(document, made)
+    assert documentation.PLOT.read_text() == plot.svg(load())
+
+
+def test_a_goal_that_is_missed_is_called_missed() -> None:
+    figure = Figure("rate", "requests/s", "higher", "how many", goals={"envoy": 1.0, "nginx": 0.5})
+    benchmark = Benchmark("b", "about b", (figure,), lambda _: _never())
+    table = documentation.markdown([benchmark], [row("rate", "envoy", 0.99), row("rate", "nginx", 0.5)])
+    assert "(×0.99), goal ≥ 1 **missed**" in table
+    assert "(×0.5), goal ≥ 0.5 reached" in table
+    assert "make bench NAME=b" in table
+    late = replace(row("delay", "envoy", 1.5), better="lower")
+    delay = Benchmark(
+        "d", "", (Figure("delay", "ms", "lower", "how long", goals={"envoy": 1.0}),), lambda _: _never()
+    )
+    assert "goal ≤ 1 **missed**" in documentation.markdown([delay], [late])
+
+
+def test_plot_shows_better_to_the_right_whichever_way_a_figure_counts() -> None:
+    lower = replace(row("delay", "envoy", 0.5), better="lower")
+    drawn = plot.svg([row("proxied_get_jwt", "envoy", 0.5), lower])
+    ET.fromstring(drawn)  # noqa: S314 - it is our own text, and must be XML
+    assert ">2.00<" in drawn
+    assert ">0.50<" in drawn
