@@ -301,6 +301,21 @@ async def test_stolen_keys_are_replaced_and_their_tokens_refused(
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("client")
+async def test_a_new_encryption_key_begins_with_new_keys(settings: UsersSettings) -> None:
+    code, _, errors = await command(settings, "replace-keys", encryption_key=OTHER_KEY)
+    assert code == 0, errors
+
+    other = create_app(settings.model_copy(update={"key_encryption_key": SecretStr(OTHER_KEY)}))
+    async with serving(other) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        assert await log_in(client)
+    old = create_app(settings)
+    with pytest.raises(KeyEncryptionMismatch):
+        async with old.router.lifespan_context(old):
+            pass
+
+
+@pytest.mark.integration
 async def test_everybody_is_logged_out_by_a_command(
     admin: httpx.AsyncClient, settings: UsersSettings, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

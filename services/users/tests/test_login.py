@@ -336,6 +336,12 @@ async def test_first_admin_comes_from_settings_once(settings: UsersSettings) -> 
             ids.append(me["id"])
     assert ids[0] == ids[1]
 
+    # When nobody knows the password any more, another address makes another one.
+    app = create_app(settings.model_copy(update={**credentials, "admin_email": "second@example.com"}))
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        token = await client.post("/v1/users/token", data={**form, "username": "second@example.com"})
+        assert "users:admin" in token.json()["scope"].split()
+
 
 async def test_replicas_that_start_at_once_make_one_admin(settings: UsersSettings) -> None:
     admin = {"admin_email": "root@example.com", "admin_password": SecretStr("a long admin password")}
