@@ -1,8 +1,11 @@
 """Text that PostgreSQL can store: neither NUL nor lone surrogates, which JSON can spell and Pydantic lets through."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, EmailStr, Field
+from pydantic import AfterValidator, BeforeValidator, EmailStr, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 MAX_ID = 2**63 - 1
 
@@ -15,7 +18,20 @@ def _storable(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_storable)]
+@dataclass(frozen=True)
+class Pattern:
+    """What a validator demands, for readers of the OpenAPI document."""
+
+    regex: str
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the pattern to the JSON Schema."""
+        return {**handler(schema), "pattern": self.regex}
+
+
+Text = Annotated[str, AfterValidator(_storable), Pattern(r"^[^\u0000]*$")]
 
 
 def _plain_digits(value: Any) -> Any:

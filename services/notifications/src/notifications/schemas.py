@@ -7,7 +7,9 @@ from unicodedata import category
 from email_validator import validate_email
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
-from shared.text import Email, Text
+from shared.text import Email, Pattern, Text
+
+ONE_LINE = Pattern(r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$")
 
 
 def _one_line(value: str) -> str:
@@ -69,7 +71,9 @@ class MailCreate(BaseModel):
     )
 
     to: Annotated[Email, AfterValidator(_with_ascii_domain)]
-    subject: Annotated[Text, AfterValidator(_one_line), StringConstraints(min_length=1, max_length=200)]
+    subject: Annotated[
+        Text, AfterValidator(_one_line), ONE_LINE, StringConstraints(min_length=1, max_length=200)
+    ]
     body: Annotated[Text, StringConstraints(min_length=1, max_length=100_000)]
 
 

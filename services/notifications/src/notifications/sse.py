@@ -37,6 +37,18 @@ RETRY_MS = 1000
 """Milliseconds after which a browser connects again."""
 
 _COMMENT = b": still here\n\n"
+_EXAMPLE = """\
+retry: 1000
+
+data: {"type":"ready","user_id":7,"expires_at":1767323945}
+
+id: 01a20f4e4e3f70aba58a63a5ab7a9452.149
+data: {"type":"subscribed","topic":"items","cursor":"01a20f4e4e3f70aba58a63a5ab7a9452.149"}
+
+id: 01a20f4e4e3f70aba58a63a5ab7a9452.150
+data: {"type":"event","topic":"items","cursor":"01a20f4e4e3f70aba58a63a5ab7a9452.150","event":{"specversion":"1.0","type":"items.item.created.v1"}}
+
+"""
 
 Topics = Annotated[
     str,
@@ -59,7 +71,7 @@ LastEventId = Annotated[
     responses={
         200: {
             "description": "Messages as on `/v1/ws`, for as long as the token is valid.",
-            "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+            "content": {MEDIA_TYPE: {"example": _EXAMPLE}},
         },
         **problems(UnknownTopic, TooManyTopics, CursorInvalid, TooManyConnections, StreamUnavailable),
     },
