@@ -114,6 +114,89 @@ async def test_reuse_after_the_grace_ends_the_session(settings: UsersSettings) -
         assert (await refresh(client, second["refresh_token"])).status_code == 400
 
 
+async def age_uses(app: FastAPI, seconds: float) -> None:
+    """Let all uses of refresh tokens be longer ago, instead of waiting."""
+    async with app.state.database.transaction() as session:
+        await session.execute(
+            text("UPDATE refresh_tokens SET used_at = used_at - :by * interval '1 second'").bindparams(
+                by=seconds
+            )
+        )
+
+
+async def test_the_grace_is_ten_seconds_and_ends_with_the_first_use_of_the_successor(
+    client: httpx.AsyncClient, app: FastAPI
+) -> None:
+    first = await log_in(client)
+    second = (await refresh(client, first["refresh_token"])).json()
+    await age_uses(app, 9)
+    again = await refresh(client, first["refresh_token"])
+    assert again.json()["refresh_token"] == second["refresh_token"]
+
+    await age_uses(app, 1.01)
+    assert (await refresh(client, first["refresh_token"])).status_code == 400
+    assert (await refresh(client, second["refresh_token"])).status_code == 400, "the family is gone"
+
+
+async def test_a_grandparent_is_no_repeat_even_within_the_grace(client: httpx.AsyncClient) -> None:
+    first = await log_in(client)
+    second = (await refresh(client, first["refresh_token"])).json()
+    third = (await refresh(client, second["refresh_token"])).json()
+    assert (await refresh(client, second["refresh_token"])).status_code == 200, "a repeat"
+
+    assert (await refresh(client, first["refresh_token"])).status_code == 400
+    for tokens in (second, third):
+        assert (await refresh(client, tokens["refresh_token"])).status_code == 400
+
+
+async def test_there_is_no_grace_for_a_session_that_has_ended(client: httpx.AsyncClient) -> None:
+    first = await log_in(client)
+    second = (await refresh(client, first["refresh_token"])).json()
+    await client.post("/v1/users/token/revoke", data={"token": second["refresh_token"]})
+
+    for tokens in (first, second):
+        assert (await refresh(client, tokens["refresh_token"])).json()["code"] == "invalid_grant"
+
+
+async def test_a_refresh_does_not_prolong_a_session(client: httpx.AsyncClient, app: FastAPI) -> None:
+    first = await log_in(client)
+    async with app.state.database.transaction() as session:
+        expires_at = await session.scalar(
+            text("UPDATE sessions SET expires_at = now() + interval '1 hour' RETURNING expires_at")
+        )
+    second = (await refresh(client, first["refresh_token"])).json()
+    async with app.state.database.transaction() as session:
+        assert await session.scalar(text("SELECT expires_at FROM sessions")) == expires_at
+        await session.execute(text("UPDATE sessions SET expires_at = now() - interval '1 second'"))
+
+    assert (await refresh(client, second["refresh_token"])).status_code == 400
+    assert (await client.get("/v1/users/me/sessions", headers=bearer(second))).json() == []
+
+
+async def test_what_ends_at_one_replica_is_refused_at_the_others(
+    client: httpx.AsyncClient, settings: UsersSettings
+) -> None:
+    tokens = await log_in(client)
+    async with (
+        serving(create_app(settings)) as url,
+        httpx.AsyncClient(base_url=url, trust_env=False) as replica,
+    ):
+        assert await me(replica, tokens) == 200
+        await client.delete("/v1/users/me/sessions", headers=bearer(tokens))
+
+        await refused(replica, tokens)
+        assert (await refresh(replica, tokens["refresh_token"])).status_code == 400
+
+
+async def test_sessions_say_when_they_began_and_were_last_used(client: httpx.AsyncClient) -> None:
+    tokens = await log_in(client)
+    (before,) = (await client.get("/v1/users/me/sessions", headers=bearer(tokens))).json()
+    await refresh(client, tokens["refresh_token"])
+    (after,) = (await client.get("/v1/users/me/sessions", headers=bearer(tokens))).json()
+
+    assert before["created_at"] == after["created_at"] <= before["last_used_at"] < after["last_used_at"]
+
+
 async def test_twenty_parallel_refreshes_leave_one_live_chain(client: httpx.AsyncClient) -> None:
     first = await log_in(client)
 
