@@ -49,30 +49,31 @@ def prefer(pid: int) -> None:
 
 
 class Strangers:
-    """How much of the machine others took: whatever was busy that neither this process nor its descendants were."""
+    """How much of the measured cores others took: whatever was busy there and was not started by this process."""
 
-    def __init__(self) -> None:
-        self._busy, self._own, self._wall = _busy_seconds(), _own_seconds(), time.monotonic()
+    def __init__(self, cores: frozenset[int]) -> None:
+        self._cores = cores
+        self._busy, self._own, self._wall = _busy_seconds(cores), _own_seconds(cores), time.monotonic()
 
     def share(self) -> float:
-        """The share of all cores' time since this object was made, 0 to 1; time stolen by the hypervisor counts."""
-        strange = (_busy_seconds() - self._busy) - (_own_seconds() - self._own)
-        passed = (time.monotonic() - self._wall) * (os.cpu_count() or 1)
+        """Their share since this object was made, 0 to 1; time stolen by the hypervisor counts."""
+        strange = (_busy_seconds(self._cores) - self._busy) - (_own_seconds(self._cores) - self._own)
+        passed = (time.monotonic() - self._wall) * len(self._cores)
         return min(max(strange / passed, 0.0), 1.0) if passed else 0.0
 
 
-def _busy_seconds() -> float:
-    times = psutil.cpu_times()
-    return times.user + times.nice + times.system + times.steal
+def _busy_seconds(cores: frozenset[int]) -> float:
+    times = psutil.cpu_times(percpu=True)
+    return sum(times[core].user + times[core].nice + times[core].system + times[core].steal for core in cores)
 
 
-def _own_seconds() -> float:
-    own = os.times()
-    total = own.user + own.system + own.children_user + own.children_system
+def _own_seconds(cores: frozenset[int]) -> float:
+    total = 0.0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
+            if cores.issuperset(process.cpu_affinity()):
+                times = process.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
     return total
 
 

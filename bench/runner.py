@@ -18,12 +18,12 @@ WARM_UP_SECONDS = 2.0
 """A first round of everybody, which does not count."""
 
 DISTURBED = 0.05
-"""Where others took more of the machine than this, a party is measured again …"""
+"""Where others took more of the measured core than this, a party is measured again …"""
 REPEATS = 2
 """… at most so often (all parties together once a round, on average); then the least disturbed measurement counts."""
 
 STRANGERS = "others"
-"""Beside the figures of a sample: the share of the machine that other processes took."""
+"""Beside the figures of a sample: the share of the measured core that other processes took."""
 
 Samples = Mapping[str, Mapping[str, list[float]]]
 """By party and figure, a value of each round."""
@@ -87,13 +87,13 @@ def measure(
     began = time.monotonic()
     for number in range(rounds):
         for party in parties if number % 2 == 0 else reversed(parties):
-            tries = _measure_in_peace(party, min(REPEATS, spare))
+            tries = _measure_in_peace(party, workbench.cores.subject, min(REPEATS, spare))
             spare -= len(tries) - 1
             values, strange = min(tries, key=lambda one: one[1])
             for figure, value in (*values.items(), (STRANGERS, strange)):
                 samples[party.name].setdefault(figure, []).append(value)
             shown = f"{values[first.name]:>12,.2f} {first.unit}" if first.name in values else ""
-            note = f"  (others took {strange:.0%} of the machine)" if strange > DISTURBED else ""
+            note = f"  (others took {strange:.0%} of the core)" if strange > DISTURBED else ""
             print(
                 f"{time.monotonic() - began:5.0f} s  round {number + 1}/{rounds}  {party.name:<20}{shown}{note}",
                 flush=True,
@@ -101,10 +101,12 @@ def measure(
     return samples
 
 
-def _measure_in_peace(party: Party, repeats: int) -> list[tuple[Mapping[str, float], float]]:
+def _measure_in_peace(
+    party: Party, cores: frozenset[int], repeats: int
+) -> list[tuple[Mapping[str, float], float]]:
     tries = []
     for _ in range(1 + repeats):
-        strangers = machine.Strangers()
+        strangers = machine.Strangers(cores)
         values = party.measure()
         tries.append((values, strangers.share()))
         if tries[-1][1] <= DISTURBED:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from bench import documentation, plot, results, runner
-from bench.machine import Strangers
+from bench.machine import Cores, Strangers
 from bench.model import BenchError, Benchmark, Figure, Party
 from bench.results import Result, compare, load, merge, save
 from bench.rows import BENCHMARKS
@@ -45,6 +45,7 @@ class Bench:
     """Stands in for a workbench: only its seconds matter here."""
 
     seconds = 4.0
+    cores = Cores(frozenset({0}), frozenset())
 
 
 def test_everybody_is_measured_in_turn_and_the_first_round_does_not_count(
@@ -80,7 +81,7 @@ def test_disturbed_rounds_are_measured_again_within_a_bound_and_the_quietest_cou
 
 
 def test_strangers_are_those_that_this_process_did_not_start() -> None:
-    strangers = Strangers()
+    strangers = Strangers(frozenset({0}))
     assert 0.0 <= strangers.share() <= 1.0
 
 
