@@ -138,22 +138,49 @@ class History:
         A question to the stream, not to what this process remembers: every replica must answer it alike.
         """
         *kind, _verb, aggregate_id = subject.split(".")
-        question = {"multi_last": [".".join((*kind, "*", aggregate_id))], "up_to_seq": sequence - 1}
-        if not question["up_to_seq"]:
+        subjects = ".".join((*kind, "*", aggregate_id))
+        try:
+            last = await self._last_before(subjects, sequence)
+            if any(_version_of(message) >= version for message in last):
+                return True
+            # The last one may be a repeat itself, of an earlier version: then only all of them can tell.
+            repeats = bool(last) and _is_late(max(last, key=_sequence_of))
+            return repeats and await self._was_ever(subjects, version, before=sequence)
+        except TimeoutError:  # rather twice than not at all
+            log.warning("live.lookup_failed", sequence=sequence)
             return False
+
+    async def _last_before(self, subjects: str, sequence: int) -> list[Msg]:
+        """Return the last message before `sequence` of each of the subjects."""
+        question = {"multi_last": [subjects], "up_to_seq": sequence - 1}
+        if not question["up_to_seq"]:
+            return []
         inbox = self._broker.client.new_inbox()
         answers: asyncio.Queue[Msg] = asyncio.Queue()
         subscription = await self._broker.client.subscribe(inbox, cb=answers.put)
+        found = []
         try:
             await self._broker.client.publish(_DIRECT_GET, orjson.dumps(question), reply=inbox)
             async with asyncio.timeout(REQUEST_TIMEOUT):
                 while (answer := await answers.get()).data:
-                    if _version_of(answer.data) >= version:
-                        return True
-        except TimeoutError:  # rather twice than not at all
-            log.warning("live.lookup_failed", sequence=sequence)
+                    found.append(answer)
         finally:
             await subscription.unsubscribe()
+        return found
+
+    async def _was_ever(self, subjects: str, version: int, *, before: int) -> bool:
+        """Read everything of an aggregate before a sequence."""
+        reader = following(self._broker, EVENTS, start=1, batch=PAGE, subjects=[subjects])
+        async with asyncio.timeout(PAGE_TIMEOUT), reader as (messages, pending):
+            if not pending:
+                return False
+            async for message in messages:
+                if message.metadata.sequence.stream >= before:
+                    break
+                if _version_of(message) >= version:
+                    return True
+                if message.metadata.num_pending == 0:
+                    break
         return False
 
 
@@ -167,8 +194,21 @@ def _came_late(message: Msg, event: Any) -> bool:
     return bool(message.metadata.timestamp - datetime.fromisoformat(event["time"]) > SUSPECT_AFTER)
 
 
-def _version_of(payload: bytes) -> int:
+def _version_of(message: Msg) -> int:
     try:
-        return int(orjson.loads(payload)["sequence"])
+        return int(orjson.loads(message.data)["sequence"])
     except (ValueError, LookupError, TypeError):
         return -1
+
+
+def _sequence_of(answer: Msg) -> int:
+    return int((answer.headers or {})["Nats-Sequence"])
+
+
+def _is_late(answer: Msg) -> bool:
+    """Say of an answer to a direct get whether it came to the stream late."""
+    try:
+        stored_at = datetime.fromisoformat((answer.headers or {})["Nats-Time-Stamp"])
+        return stored_at - datetime.fromisoformat(orjson.loads(answer.data)["time"]) > SUSPECT_AFTER
+    except (ValueError, LookupError, TypeError):
+        return False
