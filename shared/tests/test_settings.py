@@ -1,12 +1,13 @@
 """Settings: where they are read from, and what is said when they are wrong."""
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from pydantic import Field, SecretStr
 
-from shared.settings import DatabaseSettings, Port, Settings
+from shared.settings import DatabaseSettings, Port, Settings, TrustedIssuer
 from users.settings import UsersSettings
 
 
@@ -80,6 +81,27 @@ def test_trusted_issuers_are_a_json_array(monkeypatch: pytest.MonkeyPatch) -> No
     assert issuer.token_types == ("at+jwt",)
 
 
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "external-issuers.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("value", re.findall(r"TRUSTED_ISSUERS='(.*?)'", DOCUMENT, re.DOTALL))
+def test_documented_issuers_are_good_as_they_stand(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TRUSTED_ISSUERS", value)
+
+    (issuer,) = ProbeSettings.load().trusted_issuers
+
+    assert issuer.audience == "tollhouse"
+
+
+def test_every_key_of_a_trusted_issuer_is_documented() -> None:
+    keys = set(re.findall(r"^\| `(\w+)` \|", DOCUMENT, re.MULTILINE))
+    assert keys == set(TrustedIssuer.model_fields)
+
+
+A_SECRET_ISSUER = '{"issuer": "https://secret", "audience": "a", "jwks_url": "https://secret/keys"}'
+OUR_OWN_ISSUER = '{"issuer": "http://127.0.0.1:8000", "audience": "a", "jwks_url": "https://secret/keys"}'
+
+
 def _refusal(capsys: pytest.CaptureFixture[str], settings: type[Settings] = ProbeSettings) -> str:
     with pytest.raises(SystemExit) as ended:
         settings.load()
@@ -111,6 +133,8 @@ def test_missing_setting_is_named_in_one_sentence(
         ("TRUSTED_ISSUERS", '[{"issuer": "secret"}]'),
         ("TRUSTED_ISSUERS", "not json secret"),
         ("PROBE_TRUSTED_ISSUERS", '{"issuer": "secret"}'),
+        ("TRUSTED_ISSUERS", f"[{A_SECRET_ISSUER}, {A_SECRET_ISSUER}]"),
+        ("TRUSTED_ISSUERS", f"[{OUR_OWN_ISSUER}]"),
     ],
 )
 def test_bad_value_is_named_and_never_shown(

@@ -12,7 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    AnyHttpUrl,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -111,6 +121,16 @@ class Settings(BaseSettings):
     trusted_issuers: tuple[TrustedIssuer, ...] = Field(
         (), description="External OpenID Connect issuers, as a JSON array."
     )
+
+    @field_validator("trusted_issuers")
+    @classmethod
+    def _each_issuer_once(
+        cls, value: tuple[TrustedIssuer, ...], info: ValidationInfo
+    ) -> tuple[TrustedIssuer, ...]:
+        issuers = [info.data.get("token_issuer"), *(trusted.issuer for trusted in value)]
+        if len(set(issuers)) < len(issuers):
+            raise ValueError("must name each issuer once, and not our own")
+        return value
 
     @classmethod
     def settings_customise_sources(
