@@ -43,7 +43,7 @@ test-soak: .venv/.synced ## Run the long drills
 
 bench: .venv/.synced ## Measure the system beside its peers; NAME=proxied_get_jwt for one row
 	@$(BIN)/uv sync --frozen --quiet --group bench
-	@$(BIN)/python -m bench $(NAME) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS))
+	@$(BIN)/python -m bench $(NAME) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile)
 
 lint: .venv/.synced ## Check style, formatting, types and import rules
 	@$(BIN)/ruff check .

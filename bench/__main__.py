@@ -41,6 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="seconds of a round (default: %(default)g)"
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="look into our process under the load, too (results/NAME.profile.txt)",
+    )
     options = parser.parse_args(arguments)
     if options.list:
         print("\n".join(_listed(benchmark) for benchmark in BENCHMARKS))
@@ -56,18 +61,24 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse("It takes two cores: one that is measured, and one that makes the load.")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _run_all(chosen, cores, options.rounds, options.seconds)
+        return _run_all(chosen, cores, options)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
 
 
-def _run_all(chosen: list[Benchmark], cores: Cores, rounds: int | None, seconds: float) -> int:
+def _run_all(chosen: list[Benchmark], cores: Cores, options: argparse.Namespace) -> int:
     began = time.monotonic()
     failed = []
     for benchmark in chosen:
         try:
-            new = runner.run(benchmark, cores, rounds=rounds or benchmark.rounds, seconds=seconds)
+            new = runner.run(
+                benchmark,
+                cores,
+                rounds=options.rounds or benchmark.rounds,
+                seconds=options.seconds,
+                with_profile=options.profile,
+            )
         except (BenchError, StartError) as error:
             print(f"\n{benchmark.name} failed: {error}", file=sys.stderr)
             failed.append(benchmark.name)

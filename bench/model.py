@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.tools import Tool
-from bench.workbench import Workbench
+from bench.workbench import Process, Workbench
 
 Better = Literal["higher", "lower"]
 
@@ -33,6 +33,8 @@ class Party:
     """One round of a few seconds: a value for each figure that this party has."""
     configuration: str = ""
     """How it was started and configured, for the reader."""
+    process: Process | None = None
+    """What `--profile` looks into."""
 
 
 Parties = AbstractContextManager[Sequence[Party]]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench import machine
 from bench.model import BenchError, Benchmark, Party
+from bench.profiling import profile
 from bench.results import EVIDENCE, Result, compare
 from bench.workbench import ROOT, Workbench
 
@@ -29,8 +30,10 @@ Samples = Mapping[str, Mapping[str, list[float]]]
 """By party and figure, a value of each round."""
 
 
-def run(benchmark: Benchmark, cores: machine.Cores, *, rounds: int, seconds: float) -> list[Result]:
-    """Run one benchmark and keep its evidence.
+def run(
+    benchmark: Benchmark, cores: machine.Cores, *, rounds: int, seconds: float, with_profile: bool = False
+) -> list[Result]:
+    """Run one benchmark and keep its evidence; `with_profile` looks into the subject afterwards.
 
     Raises:
         BenchError: what was measured is worth nothing.
@@ -51,6 +54,8 @@ def run(benchmark: Benchmark, cores: machine.Cores, *, rounds: int, seconds: flo
                 print(f"\n--- {party.name}\n{_neutral(party.configuration, folder).strip()}", flush=True)
             print()
             samples = measure(benchmark, parties, workbench, rounds)
+            if with_profile:
+                (EVIDENCE / f"{benchmark.name}.profile.txt").write_text(profile(parties[0], workbench))
             evidence = {
                 "benchmark": benchmark.name,
                 "about": benchmark.about,

@@ -33,7 +33,9 @@ def _parties(workbench: Workbench) -> Iterator[Sequence[Party]]:
     down = wrk.script(workbench, "down", tokens=tokens, paths=[standin.HUGE])
     up = wrk.script(workbench, "up", tokens=tokens[:1], paths=[standin.SINK], body_bytes=standin.HUGE_BYTES)
     yield [
-        Party(server.name, partial(_measure, workbench, server, up, down), server.configuration)
+        Party(
+            server.name, partial(_measure, workbench, server, up, down), server.configuration, server.process
+        )
         for server in servers
     ]
 

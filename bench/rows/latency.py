@@ -35,6 +35,7 @@ def _parties(workbench: Workbench) -> Iterator[Sequence[Party]]:
             server.name,
             partial(_measure, workbench, server, upstream.url, rate, tokens),
             f"{rate:.0f} requests/s, a tenth of what the slower one can do\n{server.configuration}",
+            server.process,
         )
         for server in servers
     ]

@@ -56,6 +56,7 @@ def through(
             server.name,
             partial(_measure, workbench, name, server, client, connections, with_cost),
             server.configuration,
+            server.process,
         )
         for server in servers
     ]

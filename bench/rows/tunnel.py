@@ -30,7 +30,7 @@ def _parties(workbench: Workbench) -> Iterator[Sequence[Party]]:
     for server in servers:
         checks.same_answer(server, standin.SMALL, tokens[0], standin.ITEM.encode())
     yield [
-        Party(server.name, partial(_measure, workbench, server, tokens), server.configuration)
+        Party(server.name, partial(_measure, workbench, server, tokens), server.configuration, server.process)
         for server in servers
     ]
     checks.gateway_is_strict(gateway, system, upstream)

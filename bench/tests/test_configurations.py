@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bench import checks, pace, standin, system, tools, wrk
+from bench import checks, pace, profiling, standin, system, tools, wrk
 from bench.model import BenchError
 from bench.peers import envoy, node
 from bench.tools import Tool
@@ -87,3 +87,18 @@ def test_percentiles_are_values_that_were_seen() -> None:
     values = [float(value) for value in range(200, 0, -1)]
     assert (pace.percentile(values, 50), pace.percentile(values, 99)) == (100.0, 198.0)
     assert pace.percentile([7.0], 50) == pace.percentile([7.0], 99) == 7.0
+
+
+def test_profiles_add_up_by_function() -> None:
+    table = profiling.table(
+        [
+            "main (/x/.venv/lib/python3.11/site-packages/uvicorn/main.py:1);send (/x/gateway/src/gateway/wire.py:7) 3",
+            "main (/x/.venv/lib/python3.11/site-packages/uvicorn/main.py:2);send (/x/gateway/src/gateway/wire.py:9) 5",
+            "main (/x/.venv/lib/python3.11/site-packages/uvicorn/main.py:2) 2",
+        ]
+    )
+    assert "10 samples" in table
+    assert "  80.0%   80.0%  send (gateway/wire.py)" in table
+    assert "  20.0%  100.0%  main (uvicorn/main.py)" in table
+    with pytest.raises(BenchError):
+        profiling.table([])
