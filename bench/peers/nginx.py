@@ -28,6 +28,10 @@ http {{
             proxy_pass http://items;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
+            proxy_buffers 8 32k;
+            proxy_busy_buffers_size 64k;
+            proxy_max_temp_file_size 0;
+            proxy_request_buffering off;
         }}
     }}
 }}
