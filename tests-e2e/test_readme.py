@@ -1,12 +1,13 @@
 """The README's walk-through, copied as it stands."""
 
 import asyncio
+import os
 import re
 from pathlib import Path
 
 import httpx
 import pytest
-from journey import System, unique_email
+from journey import PASSWORD, System, unique_email
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,24 +22,34 @@ async def test_the_walk_through_works_as_it_stands(system: System) -> None:
         return block.replace("ada@example.com", address).encode()
 
     address = unique_email()
-    register_and_watch, offer_and_mail = BLOCKS
+    register_and_watch, *rest_of_it = BLOCKS
     shell = await asyncio.create_subprocess_exec(
-        "bash", "-eu", cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        "bash",
+        "-eu",
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "BASE_URL": system.url, "SEED_PASSWORD": PASSWORD},
     )
     assert shell.stdin is not None
     assert shell.stdout is not None
     output = b""
     shell.stdin.write(as_on_this_system(register_and_watch))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         # A person types the second part once the watcher of the first one watches.
         while b"watching items" not in output:
             output += (line := await shell.stdout.readline())
             assert line, output.decode()
-        rest, _ = await shell.communicate(as_on_this_system(offer_and_mail) + b"\nwait\n")
+        rest, _ = await shell.communicate(b"".join(map(as_on_this_system, rest_of_it)) + b"\nwait\n")
 
     output += rest
     assert shell.returncode == 0, output.decode()
-    for expected in (b'"type": "items.item.created.v1"', b'"kind":"welcome"', b'"queued":true'):
+    for expected in (
+        b'"type": "items.item.created.v1"',
+        b'"kind":"welcome"',
+        b'"queued":true',
+        b'"next_cursor":"',
+    ):
         assert expected in output, output.decode()
 
 
