@@ -1,12 +1,13 @@
 """Every benchmark there is. To add one, write it in a module beside this and name it here."""
 
 from bench.model import Benchmark
-from bench.rows import bodies, hello, latency, proxying, tunnel
+from bench.rows import bodies, hello, latency, process, proxying, tunnel
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     *proxying.BENCHMARKS,
     *bodies.BENCHMARKS,
     *latency.BENCHMARKS,
     *tunnel.BENCHMARKS,
+    *process.BENCHMARKS,
     *hello.BENCHMARKS,
 )
