@@ -18,11 +18,12 @@ from sqlalchemy import text
 from shared import tokens
 from shared.database import Database
 from shared.errors import InvalidToken
+from shared.jwks import parse_jwks
 from shared.testing import eventually, free_port, serving
 from shared.tokens import Issuer, TokenVerifier
 from users import key_ring, sessions
 from users.app import create_app
-from users.key_ring import life
+from users.key_ring import MAX_PUBLISHED, life
 from users.keys import KeyEncryptionMismatch
 from users.models import SigningKey
 from users.settings import UsersSettings
@@ -117,6 +118,18 @@ async def test_rotating_twice_at_once_makes_one_key(admin: httpx.AsyncClient) ->
 
     assert len({answer.json()["kid"] for answer in answers}) == 1
     assert len((await admin.get("/v1/users/keys")).json()) == 2
+
+
+@pytest.mark.integration
+async def test_no_zeal_makes_more_keys_than_verifiers_take(settings: UsersSettings) -> None:
+    at_once = create_app(settings.model_copy(update={"key_publication_lead": 0}))
+    async with serving(at_once) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        client.headers["Authorization"] = f"Bearer {await log_in(client)}"
+        for _ in range(12):
+            assert (await client.post("/v1/users/keys/rotate")).status_code == 202
+
+        document = await client.get("/.well-known/jwks.json")
+        assert len(parse_jwks(document.content)) == MAX_PUBLISHED
 
 
 @pytest.mark.integration

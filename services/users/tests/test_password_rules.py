@@ -7,6 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from pydantic import HttpUrl, SecretStr
+from sqlalchemy import text
 
 from shared.errors import StartupRefused
 from shared.testing import serving
@@ -108,6 +109,10 @@ async def test_every_way_to_set_a_password_refuses_common_ones_before_hashing(
     ada = {"email": "ada@example.com", "password": "correct horse battery"}
     await client.post("/v1/users", json=ada)
     token = await client.post("/v1/users/token", data={"username": ada["email"], "password": ada["password"]})
+    async with app.state.database.transaction() as session:
+        await session.execute(
+            text("UPDATE mailed_codes SET digest = sha256('x'), purpose = 'reset_password'")
+        )
     passwords: Passwords = app.state.passwords
     monkeypatch.setattr(passwords._hasher, "hash", lambda _: pytest.fail("it was hashed"))
 
@@ -125,6 +130,22 @@ async def test_every_way_to_set_a_password_refuses_common_ones_before_hashing(
     for answer in answers:
         assert (answer.status_code, answer.json()["code"]) == (422, "password_too_common"), answer.text
         assert common not in answer.text
+
+
+@pytest.mark.integration
+async def test_without_a_code_nothing_is_hashed(
+    client: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.post("/v1/users", json={"email": "ada@example.com", "password": "correct horse battery"})
+    async with app.state.database.transaction() as session:
+        await session.execute(text("UPDATE mailed_codes SET digest = sha256('verifies')"))
+    passwords: Passwords = app.state.passwords
+    monkeypatch.setattr(passwords._hasher, "hash", lambda _: pytest.fail("it was hashed"))
+
+    for code in ("guessed", "verifies"):
+        body = {"code": code, "new_password": "a brand new password"}
+        answer = await client.post("/v1/users/password-reset/confirm", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (400, "code_invalid")
 
 
 @pytest.mark.integration

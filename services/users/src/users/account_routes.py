@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request
 from shared.auth import CurrentUser
 from shared.database import Database, ReadSession, Session
 from shared.openapi import problems
-from users import account, audit, service, throttle
+from users import account, audit, codes, service, throttle
 from users.clients import CurrentClient
 from users.code_requests import CodeRequests
 from users.errors import (
@@ -150,6 +150,10 @@ async def confirm_password_reset(
 ) -> None:
     """Use the code from the mail. All sessions of the account end."""
     passwords: Passwords = request.app.state.passwords
+    database: Database = request.app.state.database
+    # Whoever has no code must not keep the hashing pool busy.
+    async with database.reading() as reading:
+        await codes.check(reading, body.code, "reset_password")
     user_id = await account.reset_password(
         session,
         request.app.state.settings,

@@ -100,6 +100,21 @@ async def prune(session: AsyncSession) -> None:
     await session.execute(delete(MailedCode).where(MailedCode.expires_at < utc_now()))
 
 
+async def check(session: AsyncSession, code: str, purpose: Purpose) -> None:
+    """Say no to a code that `redeem` would refuse anyway, before anything is spent on it.
+
+    Raises:
+        CodeInvalid: it is unknown, expired or for another purpose.
+    """
+    good = select(MailedCode.user_id).where(
+        MailedCode.digest == _digest(code),
+        MailedCode.purpose == purpose,
+        MailedCode.expires_at > utc_now(),
+    )
+    if await session.scalar(good) is None:
+        raise CodeInvalid
+
+
 async def redeem(session: AsyncSession, code: str, *purposes: Purpose) -> tuple[MailedCode, User]:
     """Use a code up; return it and the account that it is for, locked.
 

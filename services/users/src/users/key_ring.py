@@ -31,6 +31,8 @@ log = get_logger(__name__)
 
 FOLLOW_INTERVAL = 5.0
 """Seconds between two looks at the keys in the database: how late a replica may learn of a rotation."""
+MAX_PUBLISHED = 8
+"""Keys in the JWKS: verifiers refuse a set that is too large (jwks.MAX_KEYS)."""
 _KEYS_LOCK = 7_305_811_101
 
 KeyState = Literal["published", "signing", "verifying", "retired"]
@@ -70,7 +72,9 @@ async def all_keys(session: AsyncSession) -> list[SigningKey]:
 async def rotate(
     session: AsyncSession, settings: UsersSettings, *, by: int | None = None, client: Client = ITSELF
 ) -> SigningKey:
-    """Publish a key that takes over in `key_publication_lead` seconds; while one waits to, that one is returned.
+    """Publish a key that takes over in `key_publication_lead` seconds.
+
+    While one waits to, or as many are published as may be, the newest one is returned.
 
     Raises:
         KeyEncryptionMismatch: the key in settings does not open the stored ones: nobody could use a key made with it.
@@ -80,7 +84,10 @@ async def rotate(
     now = utc_now()
     if keys:
         decrypt(AESGCM(settings.encryption_key), keys[-1])
-        if keys[-1].signs_from > now:
+        published = sum(
+            state != "retired" for _, state in life(keys, now=now, token_ttl=settings.access_token_ttl)
+        )
+        if keys[-1].signs_from > now or published >= MAX_PUBLISHED:
             return keys[-1]
     lead = timedelta(seconds=settings.key_publication_lead) if keys else timedelta()
     return await _add(session, settings, "key.rotated", signs_from=now + lead, by=by, client=client)
