@@ -5,14 +5,14 @@ and go in between neither repeat nor hide others.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
-from sqlalchemy import Select, func, literal, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, literal, literal_column, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -117,27 +117,36 @@ def statement(query: ListQuery, *, after: list[Any] | None, limit: int) -> Selec
     """Return the statement for a list; `after` is the position in it that the page before ended at."""
     key = _SORT_KEYS[query.sort.removeprefix("-")]
     descending = query.sort.startswith("-")
-    place = (key.column, Item.id)
-    selected = select(*COLUMNS).order_by(*(column.desc() if descending else column for column in place))
+    matching = select(*COLUMNS).where(*_conditions(query))
     if after is not None:
         value, item_id = after
         reached = tuple_(literal(key.load(value), key.column.type), literal(item_id, Item.id.type))
-        selected = selected.where(tuple_(*place) < reached if descending else tuple_(*place) > reached)
-    if query.in_stock is not None:
-        selected = selected.where(Item.in_stock.is_(query.in_stock))
-    if query.min_price is not None:
-        selected = selected.where(Item.price >= query.min_price)
-    if query.max_price is not None:
-        selected = selected.where(Item.price <= query.max_price)
-    if query.owner_id is not None:
-        selected = selected.where(Item.owner_id == query.owner_id)
-    if query.q is not None and (words := query.q.split()):
-        selected = selected.where(
-            literal_column(DOCUMENT).op("@@")(func.to_tsquery("simple", _prefixes(words)))
-        )
+        place = tuple_(key.column, Item.id)
+        matching = matching.where(place < reached if descending else place > reached)
+    order = [key.column, Item.id]
+    if query.q is not None:
+        # OFFSET 0 keeps the planner from reading the list in its order until enough items match: what a word costs
+        # would depend on where its items stand, up to all of them (docs/adr/0014).
+        found = matching.offset(literal_column("0")).subquery()
+        matching, order = select(found), [found.c[key.column.key], found.c.id]
     if query.skip:
-        selected = selected.offset(query.skip)
-    return selected.limit(limit)
+        matching = matching.offset(query.skip)
+    return matching.order_by(*(column.desc() if descending else column for column in order)).limit(limit)
+
+
+def _conditions(query: ListQuery) -> Iterator[ColumnElement[bool]]:
+    if query.in_stock is not None:
+        yield Item.in_stock.is_(query.in_stock)
+    if query.min_price is not None:
+        yield Item.price >= query.min_price
+    if query.max_price is not None:
+        yield Item.price <= query.max_price
+    if query.owner_id is not None:
+        yield Item.owner_id == query.owner_id
+    if query.q is not None and (words := query.q.split()):
+        yield literal_column(DOCUMENT).op("@@")(
+            func.to_tsquery(literal_column("'simple'::regconfig"), _prefixes(words))
+        )
 
 
 def _prefixes(words: list[str]) -> str:
