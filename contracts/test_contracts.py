@@ -48,6 +48,11 @@ CONSUMED: list[tuple[str, str, type[BaseModel]]] = [
     ("notifications", "events/items.item.deleted.v1", notifications.inbound.ItemChanged),
     ("notifications", "events/users.user.deleted.v1", notifications.inbound.UserDeleted),
     ("notifications", "commands/notifications.mail.send.v1", notifications.inbound.SendMail),
+    (
+        "notifications",
+        "commands/notifications.address.verified.v1",
+        notifications.inbound.AddressVerified,
+    ),
     ("items", "events/users.user.deleted.v1", items.inbound.UserDeleted),
 ]
 HANDLED = {

@@ -1,6 +1,8 @@
 """The clients of the live stream, in Python and in a browser, through cut wires, killed services and expiring tokens."""
 
 import asyncio
+import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -16,7 +18,8 @@ from playwright.async_api import Page
 from shared.testing import TokenIssuer, eventually
 from tollhouse_live import AccessToken, Event, Gap, LiveStream, LoginFailed, Refused, Session
 
-MODULE = Path(__file__).parent.parent / "clients/js/tollhouse-live.js"
+CLIENTS = Path(__file__).parent.parent / "clients"
+MODULE = CLIENTS / "js/tollhouse-live.js"
 WATCH = """async ([username, password, topics]) => {
     const { LiveStream, Session } = await import("/tollhouse-live.js");
     window.seen = [];
@@ -229,6 +232,51 @@ async def test_the_browser_is_told_what_no_reconnecting_helps(
         assert "unknown_topic" in await page.evaluate("window.done")
         await page.evaluate(WATCH, [ada.email, "not the password", ["items"]])
         assert "invalid_credentials" in await page.evaluate("window.done")
+
+
+def example(readme: str, language: str, person: Person, url: str) -> str:
+    """Return the example of a README, for this system and this person."""
+    text = (CLIENTS / readme).read_text(encoding="utf-8")
+    (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return str(block.replace("http://127.0.0.1:8000", url).replace("ada@example.com", person.email))
+
+
+async def test_the_python_readmes_example_prints_events(system: System, ada: Person) -> None:
+    code = example("python/README.md", "python", ada, system.url)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-u", "-c", code, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    line = asyncio.create_task(process.stdout.readline())
+
+    async def printed() -> bool:
+        if not line.done():
+            await ada.offer()
+        return line.done()
+
+    try:
+        await eventually(printed, within=60)
+        assert b"items.item.created.v1" in line.result() or b"notifications.notification" in line.result()
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_the_browser_readmes_example_logs_events(ada: Person, wire: Cutter, tmp_path: Path) -> None:
+    code = re.sub(r"</?script.*?>", "", example("js/README.md", "html", ada, wire.url))
+    async with browsing(tmp_path / "profile") as page:
+        logged: list[str] = []
+        page.on("console", lambda message: logged.append(message.text))
+        await open_page(page, wire.url)
+        await page.add_script_tag(
+            type="module", content=code.replace("./tollhouse-live.js", "/tollhouse-live.js")
+        )
+
+        async def event() -> bool:
+            await ada.offer()
+            return any("items.item.created.v1" in text for text in logged)
+
+        await eventually(event, within=60)
 
 
 async def test_server_sent_events_pass_the_gateway(system: System, ada: Person) -> None:

@@ -257,6 +257,9 @@ class Tunnel:
         )
         self._open = True
         self._status = 101
+        # What only the handshake needed would take some KiB for as long as the socket is open.
+        del self._head, self._fields, self._forwarded, self._answered
+        self._answer = b""
         if rest:
             self.from_service(rest)
         if self._early:

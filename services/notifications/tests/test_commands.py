@@ -10,11 +10,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from nats.js.errors import NotFoundError
-from pydantic import Field
+from pydantic import Field, SecretStr
 from sqlalchemy import select, text
 
 from notifications import service
-from notifications.models import MailJob
+from notifications.models import MailJob, VerifiedAddress
 from notifications.settings import NotificationsSettings
 from notifications.templates import SUBJECTS, Template, render
 from shared.broker import Broker
@@ -41,6 +41,18 @@ class SendMail(Command):
 
     def aggregate_id(self) -> str:
         return new_id()
+
+
+class AddressVerified(Command):
+    type: ClassVar[str] = "notifications.address.verified.v1"
+    sender: ClassVar[str] = "users"
+
+    user_id: int = 7
+    email: str = "ada@bücher.example.com"
+    version: int = 2
+
+    def aggregate_id(self) -> int:
+        return self.user_id
 
 
 @pytest.mark.parametrize("template", SUBJECTS)
@@ -163,3 +175,41 @@ async def test_nobody_is_flooded_with_mails_at_a_command(
     async with app.state.database.reading() as session:
         payloads = b"".join(await session.scalars(select(OutboxRow.payload)))
     assert payloads.count(b'"notifications.email.failed.v1"') == 1
+
+
+@pytest.mark.integration
+async def test_with_a_mail_server_a_person_may_write_to_the_own_verified_address(
+    app: FastAPI, client: httpx.AsyncClient, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    app.state.settings = app.state.settings.model_copy(update={"smtp_url": SecretStr("smtp://127.0.0.1:1")})
+
+    async def status(user: int, to: str) -> int:
+        me = token_issuer.authorization(user, scope="notifications:send")
+        mail = {"to": to, "subject": "x", "body": "x"}
+        return (await client.post("/v1/notifications/email", json=mail, headers=me)).status_code
+
+    async def known(email: str, version: int) -> bool:
+        async with app.state.database.reading() as session:
+            found = await session.get(VerifiedAddress, 7)
+        return found is not None and (found.email, found.version) == (email, version)
+
+    assert await status(7, "ada@bücher.example.com") == 403
+    await publisher.publish(AddressVerified())
+    await eventually(lambda: known("ada@xn--bcher-kva.example.com", 2))
+    assert await status(7, "Ada@bücher.example.com") == 202
+    assert await status(7, "bob@bücher.example.com") == 403
+    assert await status(8, "ada@bücher.example.com") == 403, "it is another's"
+
+    await publisher.publish(AddressVerified(email="ada@example.org", version=4))
+    await publisher.publish(AddressVerified(email="ada@late.example.org", version=3))  # overtaken
+    await publisher.publish(AddressVerified(user_id=9))
+    await eventually(lambda: known("ada@example.org", 4))
+    assert await status(7, "ada@example.org") == 202
+
+    await publisher.publish(UserDeleted(id=7))
+
+    async def forgotten() -> bool:
+        async with app.state.database.reading() as session:
+            return await session.get(VerifiedAddress, 7) is None
+
+    await eventually(forgotten)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 
 from notifications import mailer, sse, websocket
 from notifications.connections import Connections
@@ -54,6 +55,8 @@ def create_app(settings: NotificationsSettings) -> FastAPI:
         },
     )
     app.state.database = database
+    # The innermost: requests have their id, their log line and their traces by then.
+    app.user_middleware.append(Middleware(websocket.LiveSockets, state=app.state))
     return app
 
 

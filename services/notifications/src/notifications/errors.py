@@ -26,7 +26,7 @@ class MailNotFound(Problem):
 
 
 class RecipientNotAllowed(Problem):
-    """Mail may go to allowed domains only, unless the token has the scope notifications:send_any."""
+    """Mail may go to the caller's own verified address and to allowed domains only, unless the token has the scope notifications:send_any."""
 
     status = 403
     code = "recipient_not_allowed"

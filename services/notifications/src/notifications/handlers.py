@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from notifications import service
-from notifications.inbound import ItemChanged, SendMail, UserDeleted, UserRegistered
+from notifications.inbound import AddressVerified, ItemChanged, SendMail, UserDeleted, UserRegistered
 from shared.consumer import Handler, Subscription
 from shared.events import Envelope
 from shared.streams import COMMANDS, EVENTS
@@ -74,6 +74,14 @@ async def send_mail(session: AsyncSession, event: Envelope) -> None:
     )
 
 
+async def remember_address(session: AsyncSession, event: Envelope) -> None:
+    """Remember which address is a person's own."""
+    verified = AddressVerified.model_validate(event.data)
+    await service.remember_address(
+        session, user_id=verified.user_id, email=verified.email, version=verified.version
+    )
+
+
 HANDLERS: Mapping[str, Handler] = {
     "users.user.registered.v1": welcome,
     "users.user.deleted.v1": forget,
@@ -82,7 +90,10 @@ HANDLERS: Mapping[str, Handler] = {
     "items.item.deleted.v1": report_removal,
 }
 
-COMMAND_HANDLERS: Mapping[str, Handler] = {"notifications.mail.send.v1": send_mail}
+COMMAND_HANDLERS: Mapping[str, Handler] = {
+    "notifications.mail.send.v1": send_mail,
+    "notifications.address.verified.v1": remember_address,
+}
 
 CONSUMERS: Mapping[Subscription, Mapping[str, Handler]] = {
     SUBSCRIPTION: HANDLERS,

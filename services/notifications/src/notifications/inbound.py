@@ -1,7 +1,10 @@
 """Events of other services as this one reads them: only what it needs, everything else ignored."""
 
-from pydantic import BaseModel, ConfigDict, EmailStr
+from typing import Annotated
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr
+
+from notifications.schemas import with_ascii_domain
 from notifications.templates import Template
 
 
@@ -37,3 +40,11 @@ class SendMail(_Inbound):
     to: EmailStr
     template: Template
     values: dict[str, str | int]
+
+
+class AddressVerified(_Inbound):
+    """notifications.address.verified.v1, a command"""
+
+    user_id: int
+    email: Annotated[EmailStr, AfterValidator(with_ascii_domain)]
+    version: int

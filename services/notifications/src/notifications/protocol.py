@@ -7,6 +7,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
 
+from notifications.waiting import Flag, Inbox
 from shared.edge_asgi import EdgeWebSocketProtocol
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class SocketProtocol(EdgeWebSocketProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.app_state = {**app_state, WIRE: self}
+        # Where uvicorn has asyncio's own.
+        self.queue = Inbox()  # type: ignore[assignment]
+        self.writable = Flag(is_set=True)  # type: ignore[assignment]
         self.ping_interval, self.ping_timeout = PING_INTERVAL, PONG_TIMEOUT
         self.ended: tuple[int, str] | None = None
         """Code and reason with which this side ended the socket."""
@@ -84,5 +88,12 @@ class SocketProtocol(EdgeWebSocketProtocol):
         """Send; a close frame does not wait."""
         if message["type"] == "websocket.close" and self.handshake_complete:
             self.end(message.get("code", 1000), message.get("reason", "") or "")
-        else:
-            await super().send(message)
+            return
+        await super().send(message)
+        if message["type"] == "websocket.accept":
+            self._forget_handshake()
+
+    def _forget_handshake(self) -> None:
+        """Let go of what only the handshake needed: 5 KiB for as long as the socket is open."""
+        self.scope["headers"] = []
+        del self.request, self.response

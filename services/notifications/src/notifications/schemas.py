@@ -19,7 +19,7 @@ def _one_line(value: str) -> str:
     return value
 
 
-def _with_ascii_domain(address: str) -> str:
+def with_ascii_domain(address: str) -> str:
     """Spell an international domain as the DNS and every mail server know it (IDNA)."""
     parts = validate_email(address, check_deliverability=False)
     return f"{parts.local_part}@{parts.ascii_domain}"
@@ -70,7 +70,7 @@ class MailCreate(BaseModel):
         },
     )
 
-    to: Annotated[Email, AfterValidator(_with_ascii_domain)]
+    to: Annotated[Email, AfterValidator(with_ascii_domain)]
     subject: Annotated[
         Text, AfterValidator(_one_line), ONE_LINE, StringConstraints(min_length=1, max_length=200)
     ]

@@ -6,11 +6,12 @@ from math import ceil
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from notifications.errors import MailNotFound, NotificationNotFound, RecipientNotAllowed, TooManyMails
 from notifications.events import MailFailed, NotificationCreated
-from notifications.models import MailJob, Notification
+from notifications.models import MailJob, Notification, VerifiedAddress
 from notifications.settings import NotificationsSettings
 from notifications.templates import Template, render
 from shared import idempotency, outbox
@@ -103,8 +104,8 @@ async def queue_mail(
         RecipientNotAllowed: this is no open relay.
         TooManyMails: the sender has used up the hour's number.
     """
-    if not _may_send_to(settings, sender, recipient):
-        raise RecipientNotAllowed("This address is not in an allowed domain.")
+    if not await _may_send_to(session, settings, sender, recipient):
+        raise RecipientNotAllowed("This is neither your own verified address nor in an allowed domain.")
     # One sender at a time, or parallel requests would all see room for one more.
     await session.execute(select(func.pg_advisory_xact_lock(func.hashtext("mail"), sender.id % 2**31)))
     since = utc_now() - timedelta(seconds=HOUR)
@@ -174,14 +175,32 @@ async def forget(session: AsyncSession, *, user_id: int) -> None:
     """Delete everything that is held of a person."""
     await session.execute(delete(Notification).where(Notification.user_id == user_id))
     await session.execute(delete(MailJob).where(MailJob.user_id == user_id))
+    await session.execute(delete(VerifiedAddress).where(VerifiedAddress.user_id == user_id))
     await idempotency.forget(session, user_id=user_id)
 
 
-def _may_send_to(settings: NotificationsSettings, sender: Principal, recipient: str) -> bool:
+async def _may_send_to(
+    session: AsyncSession, settings: NotificationsSettings, sender: Principal, recipient: str
+) -> bool:
     if settings.smtp_url is None or SEND_ANY_SCOPE in sender.scopes:
         return True
     domain = recipient.rpartition("@")[2].lower()
-    return domain in {allowed.lower() for allowed in settings.mail_allowed_domains}
+    if domain in {allowed.lower() for allowed in settings.mail_allowed_domains}:
+        return True
+    own = await session.get(VerifiedAddress, sender.id)
+    return own is not None and own.email.lower() == recipient.lower()
+
+
+async def remember_address(session: AsyncSession, *, user_id: int, email: str, version: int) -> None:
+    """Remember a person's own address, unless a newer one is known."""
+    verified = insert(VerifiedAddress).values(user_id=user_id, email=email, version=version)
+    await session.execute(
+        verified.on_conflict_do_update(
+            index_elements=[VerifiedAddress.user_id],
+            set_={"email": verified.excluded.email, "version": verified.excluded.version},
+            where=VerifiedAddress.version < verified.excluded.version,
+        )
+    )
 
 
 async def get_mail(session: AsyncSession, job_id: int, *, user_id: int) -> MailJob:

@@ -6,7 +6,9 @@ from time import time
 import orjson
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
+from starlette.datastructures import State
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from notifications.connections import POLICY_VIOLATION, TOKEN_EXPIRED, TRY_AGAIN_LATER, address_of
 from notifications.errors import CursorInvalid, TooManyConnections, TooManyTopics
@@ -71,15 +73,27 @@ def _wire(socket: WebSocket) -> SocketProtocol:
     return wire
 
 
-@router.websocket("/v1/ws")
-async def live_socket(socket: WebSocket) -> None:
-    """Serve the live stream to one client."""
-    stream: LiveStream = socket.app.state.live
-    connection = Connection(socket, stream)
+class LiveSockets:
+    """ASGI middleware that serves `/v1/ws` itself: FastAPI's stack would hold 9 KiB for each socket that is open."""
+
+    def __init__(self, app: ASGIApp, *, state: State) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and scope["path"] == "/v1/ws":
+            await _serve(WebSocket(scope, receive, send), self._state)
+        else:
+            await self._app(scope, receive, send)
+
+
+async def _serve(socket: WebSocket, state: State) -> None:
+    stream: LiveStream = state.live
+    connection = Connection(socket, stream, state.verifier)
     try:
         scheme, _, token = socket.headers.get("authorization", "").partition(" ")
         if token and scheme.lower() == "bearer":
-            connection.principal = await _verify(socket, token.strip())
+            connection.principal = await connection.verify(token.strip())
         stream.connections.enter(connection)
     except Problem as problem:
         stream.meters.refused(problem.code)
@@ -102,23 +116,35 @@ def _denial(problem: Problem, request_id: str) -> Response:
     )
 
 
-async def _verify(socket: WebSocket, token: str) -> Principal:
-    verifier: TokenVerifier = socket.app.state.verifier
-    return verifier.cached(token) or await verifier.verify(token)
-
-
 class Connection:
     """One client's socket: reads what it asks; what it gets is written by whoever has it, without a task of its own."""
 
-    def __init__(self, socket: WebSocket, stream: LiveStream) -> None:
+    __slots__ = (
+        "_backlog",
+        "_channels",
+        "_expiry",
+        "_socket",
+        "_stream",
+        "_verifier",
+        "_wire",
+        "address",
+        "principal",
+    )
+
+    def __init__(self, socket: WebSocket, stream: LiveStream, verifier: TokenVerifier) -> None:
         self.address = address_of(socket.scope, stream.settings.trusted_proxies)
         self.principal: Principal | None = None
         self._socket = socket
         self._wire = _wire(socket)
         self._stream = stream
+        self._verifier = verifier
         self._backlog = stream.settings.socket_backlog
         self._channels: dict[str, Channel] = {}
         self._expiry: asyncio.TimerHandle | None = None
+
+    async def verify(self, token: str) -> Principal:
+        """Return who a token speaks for (see TokenVerifier.verify)."""
+        return self._verifier.cached(token) or await self._verifier.verify(token)
 
     def write(self, data: bytes) -> None:
         """Take frames; a client that does not read them loses its connection, not its neighbours' time."""
@@ -146,10 +172,10 @@ class Connection:
         """Serve the client until one side ends it."""
         self._admit(self.principal or await self._first_frame())
         while True:
-            text = await self._receive()
+            received = await self._socket.receive()
             await self._drained()  # whoever asks faster than it reads the answers waits for itself
             try:
-                await self._follow(client_frame.validate_json(text))
+                await self._follow(client_frame.validate_json(_text_of(received)))
             except ValidationError:
                 self._say(type="error", code="bad_frame", detail="Not a frame of this protocol.")
             except Problem as problem:
@@ -159,10 +185,10 @@ class Connection:
         """Wait for the auth frame of a client that could not send a header."""
         try:
             async with asyncio.timeout(self._stream.settings.auth_timeout):
-                frame = client_frame.validate_json(await self._receive())
+                frame = client_frame.validate_json(_text_of(await self._socket.receive()))
             if not isinstance(frame, Auth):
                 raise _Close(POLICY_VIOLATION, "authenticate first")
-            principal = await _verify(self._socket, frame.token)
+            principal = await self.verify(frame.token)
             self._stream.connections.identify(self, principal)
         except TimeoutError:
             raise _Close(POLICY_VIOLATION, "not authenticated in time") from None
@@ -192,13 +218,6 @@ class Connection:
     def _say(self, **members: object) -> None:
         self.write(websocket_text(message(**members)))
 
-    async def _receive(self) -> str:
-        received = await self._socket.receive()
-        if received["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(received.get("code", 1006))
-        # A binary frame is refused like any other that is no JSON object.
-        return received.get("text") or "null"
-
     async def _drained(self) -> None:
         """Wait until the client has taken most of what was written."""
         await self._wire.writable.wait()
@@ -219,7 +238,7 @@ class Connection:
 
     async def _authenticate_again(self, token: str) -> None:
         try:
-            principal = await _verify(self._socket, token)
+            principal = await self.verify(token)
         except InvalidToken:
             raise _Close(POLICY_VIOLATION, "bad token") from None
         if self.principal is not None and principal.id != self.principal.id:
@@ -266,6 +285,13 @@ class Connection:
         except TimeoutError:
             raise _Close(TRY_AGAIN_LATER, "the event stream cannot be read now") from None
         stream.meters.replayed(replayed)
+
+
+def _text_of(received: Message) -> str:
+    if received["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(received.get("code", 1006))
+    # A binary frame is refused like any other that is no JSON object.
+    return received.get("text") or "null"
 
 
 def _parse(cursor: str) -> Cursor:

@@ -11,7 +11,7 @@ from shared.times import utc_now
 from users import audit, codes, service, sessions, throttle
 from users.clients import Client
 from users.errors import CannotDemoteSelf, EmailTaken, InvalidCredentials, TooManyAttempts
-from users.events import PasswordChanged, UserDeleted, UserUpdated
+from users.events import AddressVerified, PasswordChanged, UserDeleted, UserUpdated
 from users.models import User
 from users.settings import UsersSettings
 
@@ -138,6 +138,7 @@ async def confirm_email(session: AsyncSession, code: str) -> int:
             raise EmailTaken from None
     user.email_verified = True
     await _updated(session, user)
+    await outbox.add(session, AddressVerified.of(user))
     return user.id
 
 
@@ -171,6 +172,7 @@ async def reset_password(
     _, user = await codes.redeem(session, code, "reset_password")
     user.email_verified = True
     await _set_password(session, settings, user, password_hash=password_hash)
+    await outbox.add(session, AddressVerified.of(user))
     await throttle.forgive(session, settings, user.email)
     return user.id
 

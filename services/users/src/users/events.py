@@ -124,6 +124,26 @@ class SendMail(Command):
         return self.id
 
 
+class AddressVerified(Command):
+    """Tells notifications, and nobody else, which address is a person's own: mail may go there."""
+
+    type: ClassVar[str] = "notifications.address.verified.v1"
+    sender: ClassVar[str] = "users"
+
+    user_id: int
+    email: str
+    version: int
+
+    @classmethod
+    def of(cls, user: User) -> Self:
+        """Describe an account whose address has just been verified."""
+        return cls(user_id=user.id, email=user.email, version=user.version)
+
+    def aggregate_id(self) -> int:
+        """Return the account's id."""
+        return self.user_id
+
+
 EXAMPLES: tuple[Event, ...] = (
     UserRegistered(id=7, version=1),
     UserUpdated(id=7, version=2, is_active=True, scopes=["items:write"]),
@@ -148,5 +168,6 @@ EXAMPLES: tuple[Event, ...] = (
         template="verify_email",
         values={"code": "pSqOH3uB1n0zP1Jm8QxR2w", "minutes": 30},
     ),
+    AddressVerified(user_id=7, email="ada@example.com", version=5),
 )
 """One of every event and command type of this service, as contracts/ shows them."""
