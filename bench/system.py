@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from bench.probe import status
 from bench.standin import StandIn
 from bench.workbench import ROOT, Process, Workbench
 from shared.testing import TokenIssuer, free_offset
-from stack import credentials, nats, services
+from stack import credentials, nats, postgres, services
 from stack import settings as ports
 from stack.command import Command
 from stack.settings import StackSettings
@@ -21,7 +21,7 @@ USERS = 64
 """How many users share the connections: each verified token must be found among others."""
 TOKEN_SECONDS = 6 * 3600
 _QUOTA = 1_000_000_000
-_SECRET = ("PASSWORD", "KEY", "TOKEN_SECRET")
+_SECRET = ("PASSWORD", "KEY", "TOKEN_SECRET", "DATABASE_URL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class System:
         self.settings = StackSettings.load(options, workbench.folder)
         self.credentials = {
             "key_encryption_key": credentials.encryption_key(),
+            "items_cursor_key": credentials.encryption_key(),
             **{f"nats.{user}": credentials.password() for user in nats.GRANTS},
             **{f"database.{spec.name}": credentials.password() for spec in services.TOLLHOUSE.services},
         }
@@ -65,12 +66,14 @@ class System:
         """Good tokens of USERS users."""
         return [self.issuer.token(user, expires_in=TOKEN_SECONDS) for user in range(1, USERS + 1)]
 
-    def start_standin(self) -> StandIn:
-        """Start nginx on the ports of users, items and notifications."""
+    def start_standin(
+        self, bases: Sequence[int] = (ports.ITEMS, ports.USERS, ports.NOTIFICATIONS)
+    ) -> StandIn:
+        """Start nginx on the ports of users, items and notifications, or of some of them."""
         return standin.start(
             self.workbench,
             json.dumps({"keys": [self.issuer.jwk()]}),
-            tuple(self.settings.port(base) for base in (ports.ITEMS, ports.USERS, ports.NOTIFICATIONS)),
+            tuple(self.settings.port(base) for base in bases),
         )
 
     def start_nats(self) -> None:
@@ -84,6 +87,36 @@ class System:
             "NATS_PASSWORD": passwords[nats.OPERATOR],
         }
         self.workbench.run(services.TOLLHOUSE.declare_streams, timeout=60, env=operator)
+
+    def start_postgres(self) -> None:
+        """Start PostgreSQL as `make run` does, with every service's database, empty."""
+        port, data = self.settings.port(ports.POSTGRES), self.settings.data_dir
+        data.chmod(0o755)  # PostgreSQL runs as another account when the benchmark runs as root
+        self.workbench.afterwards(lambda: postgres.discard(data))
+        cluster = postgres.prepare(data, credentials.password())
+        self.workbench.start(
+            "postgres",
+            (command := postgres.command(cluster, port)).argv,
+            cores=self.workbench.cores.load,
+            ready=lambda: postgres.is_ready(cluster.dsn(port)),
+            env=command.env,
+            cwd=command.cwd,
+            account=command.account,
+        )
+        for spec in services.TOLLHOUSE.services:
+            if spec.database:
+                secret = self.credentials[f"database.{spec.name}"]
+                postgres.create_service_database(cluster.dsn(port), spec.name, secret)
+
+    def database_url(self, name: str) -> str:
+        """Migrate the database of a service and return its URL."""
+        spec = next(spec for spec in services.TOLLHOUSE.services if spec.name == name)
+        password = self.credentials[f"database.{name}"]
+        url = postgres.dsn(name, password, self.settings.port(ports.POSTGRES))
+        env = services.environment(spec, services.TOLLHOUSE, self.settings, self.credentials, url)
+        migrate = services.command(spec, "migrate", env, ROOT)
+        self.workbench.run(migrate.argv, timeout=120, env=migrate.env)
+        return url
 
     def start_service(
         self,

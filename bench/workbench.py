@@ -15,7 +15,7 @@ import psutil
 
 from bench.machine import Cores, pinned, prefer
 from shared.testing import free_port
-from stack.command import Command, spawn
+from stack.command import Account, Command, spawn
 
 START_TIMEOUT = 60.0
 """Seconds that a process may take until it listens."""
@@ -126,6 +126,7 @@ class Workbench:
         ready: Callable[[], bool] | None = None,
         env: Mapping[str, str] | None = None,
         cwd: Path = ROOT,
+        account: Account | None = None,
     ) -> Process:
         """Start a process on `cores`, and wait until it is `ready`, or listens on `port`. It ends with the benchmark.
 
@@ -136,7 +137,7 @@ class Workbench:
         """
         inherited = {key: os.environ[key] for key in _HANDED_ON if key in os.environ}
         log = self._logs / f"{name}.log"
-        command = Command(tuple(argv), {**inherited, **(env or {})}, cwd)
+        command = Command(tuple(argv), {**inherited, **(env or {})}, cwd, account)
         try:
             with log.open("wb") as out, pinned(cores):
                 popen = spawn(command, stdout=out, stderr=subprocess.STDOUT)
@@ -150,6 +151,10 @@ class Workbench:
         if ready is not None:
             wait_until(ready, process)
         return process
+
+    def afterwards(self, work: Callable[[], None]) -> None:
+        """Do something at the end of the benchmark, once what is started from now on has ended."""
+        self._stack.callback(work)
 
     def run(
         self, argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None, text: str = ""

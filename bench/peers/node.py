@@ -28,11 +28,13 @@ def start_gateway(system: System, upstream: StandIn, name: str) -> Server:
     return Server(name, f"http://127.0.0.1:{port}", process, describe(workbench, name))
 
 
-def start(workbench: Workbench, name: str, port: int, env: dict[str, str]) -> Process:
+def start(
+    workbench: Workbench, name: str, port: int, env: dict[str, str], *, title: str | None = None
+) -> Process:
     """Install the packages of `peers/<name>` where they are missing, and start its server on the measured core."""
     folder = install(workbench, name)
     return workbench.start(
-        name,
+        title or name,
         [str(NODE.path()), "server.js"],
         cores=workbench.cores.subject,
         port=port,

@@ -1,7 +1,7 @@
 """Every benchmark there is. To add one, write it in a module beside this and name it here."""
 
 from bench.model import Benchmark
-from bench.rows import bodies, hello, latency, process, proxying, tunnel
+from bench.rows import bodies, commits, fanout, hello, latency, process, proxying, tunnel
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     *proxying.BENCHMARKS,
@@ -9,5 +9,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *latency.BENCHMARKS,
     *tunnel.BENCHMARKS,
     *process.BENCHMARKS,
+    *fanout.BENCHMARKS,
+    *commits.BENCHMARKS,
     *hello.BENCHMARKS,
 )
