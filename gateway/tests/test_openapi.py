@@ -124,18 +124,20 @@ def test_each_operation_says_what_the_gateway_itself_may_answer(routes: Routes) 
 
     always = {
         "400": {"malformed_request", "host_invalid"},
+        "431": {"headers_too_large"},
         "429": {"rate_limited"},
         "502": {"upstream_failed"},
         "503": {"upstream_unavailable", "upstream_overloaded"},
         "504": {"upstream_timeout"},
     }
     verified = {**always, "503": {*always["503"], "keys_unavailable"}}
-    assert codes(merged, "/") == {"400": always["400"]}
+    assert codes(merged, "/") == {status: always[status] for status in ("400", "431")}
     assert codes(merged, "/open/things") == always
     assert codes(merged, "/optional/{id}", "put") == {
         **verified,
         "400": {*always["400"], "path_ambiguous"},
         "401": {"invalid_token"},
+        "405": {"method_not_allowed"},
         "413": {"body_too_large"},
     }
     assert codes(merged, "/closed/things") == {

@@ -13,13 +13,14 @@ from gateway.errors import (
     UpstreamUnavailable,
 )
 from gateway.routes import Policy, Routes
-from shared.edge import HostInvalid, MalformedRequest
+from shared.edge import HeadersTooLarge, HostInvalid, MalformedRequest
 from shared.errors import (
     BodyTooLarge,
     CatalogueEntry,
     InsufficientScope,
     InvalidToken,
     KeysUnavailable,
+    MethodNotAllowed,
     NotAuthenticated,
     Problem,
 )
@@ -34,8 +35,8 @@ an access token and a refresh token. Access tokens live for minutes; a refresh t
 successor.
 
 **Errors** are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) `application/problem+json` with a stable `code`;
-`GET /errors` lists all of them. A request that is not plain HTTP/1.1 or too slow can, beside what each operation lists, be
-answered by 405, 408 or 431.
+`GET /errors` lists all of them. A request that arrives too slowly is answered by 408, one with a method that its path has
+not by 405.
 
 **Limits**: `RateLimit-Policy` and `RateLimit` say how many requests are left; 429 and 503 say in `Retry-After` when to
 try again.
@@ -63,7 +64,7 @@ HEADERS: Final[dict[str, dict[str, Any]]] = {
 }
 """What the gateway adds to the responses of services."""
 
-WIRE_PROBLEMS: Final = (MalformedRequest, HostInvalid)
+WIRE_PROBLEMS: Final = (MalformedRequest, HostInvalid, HeadersTooLarge)
 """Answered whatever was asked for."""
 
 
@@ -179,6 +180,7 @@ def _problems(path: str, operation: Document, policy: Policy) -> Iterator[type[P
     yield from WIRE_PROBLEMS
     if "{" in path:
         yield PathAmbiguous
+        yield MethodNotAllowed  # where a value makes it the path of other operations
     if policy.auth == "required":
         yield NotAuthenticated
     if policy.auth != "none":

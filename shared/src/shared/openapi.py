@@ -176,12 +176,22 @@ def _complete(
         if needed := operation.get("security"):
             # Whoever logged in elsewhere has no use for the password flow.
             needed.append({BEARER: []})
+        for parameter in operation.get("parameters", ()):
+            parameter["schema"] = _without_null(parameter["schema"])
         add_problems(operation, _implied(operation, kinds))
         add_headers(document, operation)
         for status, response in operation["responses"].items():
             if response["description"] == _FRAMEWORKS_WORDS:
                 response["description"] = HTTPStatus(int(status)).phrase
         operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter, which can be left out, but never null."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {**{key: value for key, value in schema.items() if key != "anyOf"}, **kinds[0]}
 
 
 def _describe_authentication(schemes: dict[str, Any], scopes: Mapping[str, str]) -> None:

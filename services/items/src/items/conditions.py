@@ -90,10 +90,14 @@ OptionalIfMatch = Annotated[IfMatch, Depends(_if_match)]
 RequiredIfMatch = Annotated[IfMatch, Depends(_if_match_required)]
 
 
-def header_parameter(name: str, description: str, *, required: bool = False) -> dict[str, Any]:
+def header_parameter(
+    name: str, description: str, *, required: bool = False, pattern: str | None = None
+) -> dict[str, Any]:
     """Describe a conditional header for OpenAPI: FastAPI would answer 422 where it is missing, and read one line."""
     parameter = {"name": name, "in": "header", "required": required, "description": description}
-    return {**parameter, "schema": {"type": "string", "pattern": _PATTERN, "examples": ['"3"', "*"]}}
+    schema = {"type": "string", "examples": ['"3"', "*"]}
+    return {**parameter, "schema": schema if pattern is None else {**schema, "pattern": pattern}}
 
 
-_PATTERN = r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$'
+TAGS_PATTERN = r'^(\*|"[!#-~]*"(, "[!#-~]*")*)$'
+"""What If-Match takes, written plainly; one that is malformed is refused, whereas If-None-Match then counts as absent."""

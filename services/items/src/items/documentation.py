@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from items.conditions import header_parameter
+from items.conditions import TAGS_PATTERN, header_parameter
 from items.errors import CursorInvalid, IfMatchRequired, ItemNotFound, NotOwner, VersionConflict
 from shared import idempotency
 from shared.errors import InsufficientScope
@@ -58,7 +58,11 @@ IF_NONE_MATCH = {
     ]
 }
 IF_MATCH = {
-    "parameters": [header_parameter("If-Match", "ETags, one of which must be current, or `*`; else 412.")]
+    "parameters": [
+        header_parameter(
+            "If-Match", "ETags, one of which must be current, or `*`; else 412.", pattern=TAGS_PATTERN
+        )
+    ]
 }
 IF_MATCH_REQUIRED = {
     "parameters": [
@@ -66,12 +70,7 @@ IF_MATCH_REQUIRED = {
             "If-Match",
             "ETags, one of which must be current, or `*`; else 412. Without it: 428.",
             required=True,
+            pattern=TAGS_PATTERN,
         )
     ]
 }
-
-
-def merge_patch(schema: str) -> dict[str, Any]:
-    """Say that a body may be declared as a merge patch (RFC 7396), and not only as JSON."""
-    reference = {"$ref": f"#/components/schemas/{schema}"}
-    return {"requestBody": {"content": {"application/merge-patch+json": {"schema": reference}}}}

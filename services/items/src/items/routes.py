@@ -68,12 +68,12 @@ async def replace_item(
     summary="Change an item",
     response_model=ItemRead,
     responses=docs.CHANGED,
-    openapi_extra={**docs.IF_MATCH, **docs.merge_patch("ItemPatch")},
+    openapi_extra=docs.IF_MATCH,
 )
 async def patch_item(
     item_id: ItemId, body: ItemPatch, me: CurrentUser, if_match: OptionalIfMatch, session: Session
 ) -> Response:
-    """Apply a JSON merge patch (RFC 7396). Publishes `items.item.updated.v1`."""
+    """Apply a JSON merge patch (RFC 7396), declared as JSON or as `application/merge-patch+json`. Publishes `items.item.updated.v1`."""
     return await operations.change(V1, item_id, body.fields(), me, if_match, session)
 
 

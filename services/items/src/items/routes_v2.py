@@ -60,12 +60,12 @@ async def replace_item_v2(
     summary="Change an item",
     response_model=ItemReadV2,
     responses=docs.CHANGED_V2,
-    openapi_extra={**docs.IF_MATCH_REQUIRED, **docs.merge_patch("ItemPatchV2")},
+    openapi_extra=docs.IF_MATCH_REQUIRED,
 )
 async def patch_item_v2(
     item_id: ItemId, body: ItemPatchV2, me: CurrentUser, if_match: RequiredIfMatch, session: Session
 ) -> Response:
-    """Apply a JSON merge patch (RFC 7396). Publishes `items.item.updated.v1`."""
+    """Apply a JSON merge patch (RFC 7396), declared as JSON or as `application/merge-patch+json`. Publishes `items.item.updated.v1`."""
     return await operations.change(V2, item_id, body.fields(), me, if_match, session)
 
 
