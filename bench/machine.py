@@ -57,7 +57,8 @@ class Strangers:
 
     def share(self) -> float:
         """Their share since this object was made, 0 to 1; time stolen by the hypervisor counts."""
-        strange = (_busy_seconds(self._cores) - self._busy) - (_own_seconds(self._cores) - self._own)
+        own = sum(seconds - self._own.get(pid, 0.0) for pid, seconds in _own_seconds(self._cores).items())
+        strange = _busy_seconds(self._cores) - self._busy - own
         passed = (time.monotonic() - self._wall) * len(self._cores)
         return min(max(strange / passed, 0.0), 1.0) if passed else 0.0
 
@@ -67,14 +68,15 @@ def _busy_seconds(cores: frozenset[int]) -> float:
     return sum(times[core].user + times[core].nice + times[core].system + times[core].steal for core in cores)
 
 
-def _own_seconds(cores: frozenset[int]) -> float:
-    total = 0.0
+def _own_seconds(cores: frozenset[int]) -> dict[int, float]:
+    """CPU time of each descendant that runs on `cores` only, by pid."""
+    own = {}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if cores.issuperset(process.cpu_affinity()):
                 times = process.cpu_times()
-                total += times.user + times.system + times.children_user + times.children_system
-    return total
+                own[process.pid] = times.user + times.system + times.children_user + times.children_system
+    return own
 
 
 def describe() -> dict[str, str]:

@@ -24,20 +24,22 @@ def _parties(workbench: Workbench) -> Iterator[Sequence[Party]]:
         "envoy": lambda: envoy.start(system, upstream),
         "fastify": lambda: node.start_gateway(system, upstream, "fastify"),
     }
+    running: dict[str, Server] = {}
     yield [
-        Party(name, partial(_measure, start, token), "as for proxied_get_jwt")
+        Party(name, partial(_measure, name, start, token, running), "as for proxied_get_jwt")
         for name, start in starts.items()
     ]
 
 
-def _measure(start: Callable[[], Server], token: str) -> Mapping[str, float]:
+def _measure(
+    name: str, start: Callable[[], Server], token: str, running: dict[str, Server]
+) -> Mapping[str, float]:
+    if name in running:  # it ran until now, so that the harness knows whose time it took
+        running.pop(name).process.stop()
     began = time.monotonic()
-    server = start()
-    try:
-        checks.same_answer(server, standin.SMALL, token, standin.ITEM.encode())
-        return {"start_to_ready": time.monotonic() - began, "idle_rss": server.process.usage().rss}
-    finally:
-        server.process.stop()
+    server = running[name] = start()
+    checks.same_answer(server, standin.SMALL, token, standin.ITEM.encode())
+    return {"start_to_ready": time.monotonic() - began, "idle_rss": server.process.usage().rss}
 
 
 BENCHMARKS = (
