@@ -54,7 +54,7 @@ def run(
                 print(f"\n--- {party.name}\n{_neutral(party.configuration, folder).strip()}", flush=True)
             print()
             samples = measure(benchmark, parties, workbench, rounds)
-            if with_profile:
+            if with_profile and parties[0].process is not None:
                 (EVIDENCE / f"{benchmark.name}.profile.txt").write_text(profile(parties[0], workbench))
             evidence = {
                 "benchmark": benchmark.name,
