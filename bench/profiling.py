@@ -9,10 +9,12 @@ from pathlib import Path
 from bench.model import BenchError, Party
 from bench.workbench import Workbench
 
-RATE = 250
-"""Samples a second; the process is not stopped for them."""
+RATE = 100
+"""Samples a second; the process stands still for each."""
 SECONDS = 10.0
 LINES = 40
+WAITING = ("poll", "epoll_wait", "epoll_pwait", "select")
+"""Innermost functions of a thread that has nothing to do."""
 
 
 def profile(party: Party, workbench: Workbench) -> str:
@@ -35,7 +37,7 @@ def profile(party: Party, workbench: Workbench) -> str:
         "--output",
         str(folded),
     ]
-    argv += ["--duration", f"{SECONDS:.0f}", "--rate", str(RATE), "--nonblocking", "--native"]
+    argv += ["--duration", f"{SECONDS:.0f}", "--rate", str(RATE), "--native"]
     seconds, workbench.seconds = workbench.seconds, SECONDS + 2
     try:
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as watching:  # noqa: S603
@@ -56,6 +58,8 @@ def table(folded: Iterable[str]) -> str:
     for line in folded:
         stack, _, count = line.rpartition(" ")
         frames = [_function(frame) for frame in stack.split(";")]
+        if frames[-1].partition(" ")[0] in WAITING:
+            continue
         total += int(count)
         alone[frames[-1]] += int(count)
         for function in set(frames):

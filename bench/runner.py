@@ -55,7 +55,7 @@ def run(
             print()
             samples = measure(benchmark, parties, workbench, rounds)
             if with_profile and parties[0].process is not None:
-                (EVIDENCE / f"{benchmark.name}.profile.txt").write_text(profile(parties[0], workbench))
+                _keep_profile(benchmark, parties[0], workbench)
             evidence = {
                 "benchmark": benchmark.name,
                 "about": benchmark.about,
@@ -76,6 +76,13 @@ def run(
         json.dumps(evidence, indent=1, ensure_ascii=False) + "\n"
     )
     return compared(benchmark, [party.name for party in parties], samples)
+
+
+def _keep_profile(benchmark: Benchmark, subject: Party, workbench: Workbench) -> None:
+    try:
+        (EVIDENCE / f"{benchmark.name}.profile.txt").write_text(profile(subject, workbench))
+    except BenchError as error:  # what was measured is worth keeping all the same
+        print(f"There is no profile: {error}", flush=True)
 
 
 def measure(

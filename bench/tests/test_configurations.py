@@ -95,6 +95,7 @@ def test_profiles_add_up_by_function() -> None:
             "main (/x/.venv/lib/python3.11/site-packages/uvicorn/main.py:1);send (/x/gateway/src/gateway/wire.py:7) 3",
             "main (/x/.venv/lib/python3.11/site-packages/uvicorn/main.py:2);send (/x/gateway/src/gateway/wire.py:9) 5",
             "main (/x/.venv/lib/python3.11/site-packages/uvicorn/main.py:2) 2",
+            "thread (/usr/lib/python3.11/threading.py:9);poll (libc.so.6) 90",
         ]
     )
     assert "10 samples" in table
