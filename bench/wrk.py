@@ -72,11 +72,14 @@ def script(
     tokens: Sequence[str],
     paths: Sequence[str],
     body_bytes: int | None = None,
+    body: str | None = None,
 ) -> Path:
-    """Write the script of a client that sends GETs, or POSTs of a JSON string of `body_bytes`, as several users."""
+    """Write the script of a client that sends GETs, or POSTs of `body` or a JSON string of `body_bytes`, as several users."""
     quoted = {"tokens": ", ".join(map(json.dumps, tokens)), "paths": ", ".join(map(json.dumps, paths))}
-    body = "nil" if body_bytes is None else f"'\"' .. string.rep('x', {body_bytes - 2}) .. '\"'"
-    return workbench.write(f"{name}.lua", _SCRIPT % {**quoted, "body": body})
+    quoted["body"] = "nil" if body is None else json.dumps(body)
+    if body_bytes is not None:
+        quoted["body"] = f"'\"' .. string.rep('x', {body_bytes - 2}) .. '\"'"
+    return workbench.write(f"{name}.lua", _SCRIPT % quoted)
 
 
 def run(

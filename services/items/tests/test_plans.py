@@ -8,9 +8,8 @@ from typing import Any, get_args
 import psycopg
 import pytest
 from sqlalchemy import make_url
-from sqlalchemy.dialects import postgresql
 
-from items.listing import ListQuery, Sort, statement
+from items.listing import ListQuery, Sort, listed
 from items.settings import ItemsSettings
 from stack.products import product
 from stack.testing import DatabaseFactory
@@ -87,11 +86,10 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _explain(
     catalogue: psycopg.Connection, query: ListQuery, after: list[Any] | None, *, analyze: bool = False
 ) -> dict[str, Any]:
-    listed = statement(query, after=after, limit=51)
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    sql = listed.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    text, parameters = listed(query, after=after, limit=51)
     options = "ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON" if analyze else "FORMAT JSON"
-    row = catalogue.execute(f"EXPLAIN ({options}) {sql}".encode()).fetchone()
+    cursor = psycopg.ClientCursor(catalogue)
+    row = cursor.execute(f"EXPLAIN ({options}) {text}".encode(), parameters).fetchone()
     assert row is not None
     plan: dict[str, Any] = row[0][0]["Plan"]
     return plan

@@ -10,6 +10,7 @@ from items.cursors import Cursors
 from items.deprecation import Deprecated, deprecation_headers
 from items.errors import PROBLEMS
 from items.handlers import HANDLERS, SUBSCRIPTION
+from items.reading import Reader
 from items.service import SCOPES
 from items.settings import ItemsSettings
 from shared import idempotency
@@ -59,6 +60,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database: Database = app.state.database
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
+        app.state.reader = await stack.enter_async_context(Reader(settings))
         broker = await stack.enter_async_context(Broker(settings))
         app.state.verifier, *_ = await stack.enter_async_context(verifying(settings, broker))
         relay = Relay(database, broker, service=settings.service, metrics=app.state.metrics)

@@ -5,19 +5,31 @@ and go in between neither repeat nor hide others.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
-from sqlalchemy import ColumnElement, Select, func, literal, literal_column, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Numeric,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    tuple_,
+)
+from sqlalchemy import Text as TextType
 from sqlalchemy.orm import InstrumentedAttribute
 
 from items.cursors import MAX_CURSOR, Cursors
 from items.models import COLUMNS, DOCUMENT, Item, ItemState
+from items.reading import Reader, compiled
 from items.schemas import PRICE_MAX
 from shared.text import Id, Positive, Text, Whole
 
@@ -96,15 +108,17 @@ _SORT_KEYS: Mapping[str, _SortKey] = {
 }
 
 
-async def page(session: AsyncSession, query: ListQuery, cursors: Cursors) -> Page:
+async def page(reader: Reader, query: ListQuery, cursors: Cursors) -> Page:
     """Return the page that a query asks for.
 
     Raises:
         CursorInvalid: see Cursors.open.
+        DatabaseUnavailable: see Reader.rows.
     """
     limit = min(query.limit, MAX_PAGE)
     after = None if query.cursor is None else cursors.open(query.cursor, scope=query.scope)
-    rows = (await session.execute(statement(query, after=after, limit=limit + 1))).all()
+    # Not prepared: a plan made for any words and prices would be a bad one for most.
+    rows = await reader.rows(*listed(query, after=after, limit=limit + 1), prepare=False)
     items = [ItemState(*row) for row in rows[:limit]]
     if len(rows) <= limit:
         return Page(items, None)
@@ -113,40 +127,57 @@ async def page(session: AsyncSession, query: ListQuery, cursors: Cursors) -> Pag
     return Page(items, cursors.seal(position, scope=query.scope))
 
 
-def statement(query: ListQuery, *, after: list[Any] | None, limit: int) -> Select[Any]:
-    """Return the statement for a list; `after` is the position in it that the page before ended at."""
-    key = _SORT_KEYS[query.sort.removeprefix("-")]
-    descending = query.sort.startswith("-")
-    matching = select(*COLUMNS).where(*_conditions(query))
-    if after is not None:
-        value, item_id = after
-        reached = tuple_(literal(key.load(value), key.column.type), literal(item_id, Item.id.type))
-        place = tuple_(key.column, Item.id)
-        matching = matching.where(place < reached if descending else place > reached)
-    order = [key.column, Item.id]
+def listed(query: ListQuery, *, after: list[Any] | None, limit: int) -> tuple[str, dict[str, Any]]:
+    """Return the statement for a list and its parameters; `after` is where in it the page before ended."""
+    parameters: dict[str, Any] = {
+        name: value for name in _CONDITIONS if (value := getattr(query, name)) is not None
+    }
     if query.q is not None:
-        # OFFSET 0 keeps the planner from reading the list in its order until enough items match: what a word costs
-        # would depend on where its items stand, up to all of them (docs/adr/0014).
-        found = matching.offset(literal_column("0")).subquery()
-        matching, order = select(found), [found.c[key.column.key], found.c.id]
+        parameters["q"] = _prefixes(query.q.split())
+        if not parameters["q"]:
+            del parameters["q"]
     if query.skip:
-        matching = matching.offset(query.skip)
-    return matching.order_by(*(column.desc() if descending else column for column in order)).limit(limit)
+        parameters["skip"] = query.skip
+    if after is not None:
+        load = _SORT_KEYS[query.sort.removeprefix("-")].load
+        parameters |= {"after_key": load(after[0]), "after_id": after[1]}
+    text = _statement(query.sort, frozenset(parameters))
+    return text, {**parameters, "limit": limit}
 
 
-def _conditions(query: ListQuery) -> Iterator[ColumnElement[bool]]:
-    if query.in_stock is not None:
-        yield Item.in_stock.is_(query.in_stock)
-    if query.min_price is not None:
-        yield Item.price >= query.min_price
-    if query.max_price is not None:
-        yield Item.price <= query.max_price
-    if query.owner_id is not None:
-        yield Item.owner_id == query.owner_id
-    if query.q is not None and (words := query.q.split()):
-        yield literal_column(DOCUMENT).op("@@")(
-            func.to_tsquery(literal_column("'simple'::regconfig"), _prefixes(words))
-        )
+_CONDITIONS: Mapping[str, ColumnElement[bool]] = {
+    "in_stock": Item.in_stock == bindparam("in_stock", type_=Boolean),
+    "min_price": Item.price >= bindparam("min_price", type_=Numeric),
+    "max_price": Item.price <= bindparam("max_price", type_=Numeric),
+    "owner_id": Item.owner_id == bindparam("owner_id", type_=BigInteger),
+    "q": literal_column(DOCUMENT).op("@@")(
+        func.to_tsquery(literal_column("'simple'::regconfig"), bindparam("q", type_=TextType))
+    ),
+}
+
+
+@cache
+def _statement(sort: Sort, named: frozenset[str]) -> str:
+    """Return the statement for lists of this sort that give these parameters: a few hundred, each compiled once."""
+    column = _SORT_KEYS[sort.removeprefix("-")].column
+    descending = sort.startswith("-")
+    matching = select(*COLUMNS).where(
+        *(condition for name, condition in _CONDITIONS.items() if name in named)
+    )
+    if "after_id" in named:
+        place = tuple_(column, Item.id)
+        reached = tuple_(bindparam("after_key", type_=column.type), bindparam("after_id", type_=BigInteger))
+        matching = matching.where(place < reached if descending else place > reached)
+    order = [column, Item.id]
+    if "q" in named:
+        # OFFSET 0 keeps the planner from reading the list in its order until enough items match: what a word costs
+        # would depend on where its items stand, up to all of them (docs/adr/0007).
+        found = matching.offset(literal_column("0")).subquery()
+        matching, order = select(found), [found.c[column.key], found.c.id]
+    if "skip" in named:
+        matching = matching.offset(bindparam("skip", type_=BigInteger))
+    matching = matching.order_by(*(each.desc() if descending else each for each in order))
+    return compiled(matching.limit(bindparam("limit", type_=BigInteger)))
 
 
 def _prefixes(words: list[str]) -> str:

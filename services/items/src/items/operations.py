@@ -54,9 +54,9 @@ async def create(
     return await attempt.keep(answer)
 
 
-async def read(version: Version, item_id: int, request: Request, session: AsyncSession) -> Response:
+async def read(version: Version, item_id: int, request: Request) -> Response:
     """Answer an item, or that it is what the client has already."""
-    item = await service.get(session, item_id)
+    item = await service.get(request.app.state.reader, item_id)
     if is_unchanged(request, item):
         return Response(status_code=304, headers={"ETag": etag_of(item), "Cache-Control": CACHE_CONTROL})
     answer = _item_answer(version, item)
@@ -64,10 +64,10 @@ async def read(version: Version, item_id: int, request: Request, session: AsyncS
     return answer
 
 
-async def page(version: Version, query: ListQuery, request: Request, session: AsyncSession) -> Response:
+async def page(version: Version, query: ListQuery, request: Request) -> Response:
     """Answer a page of a list."""
     cursors: Cursors = request.app.state.cursors
-    found: Page = await listing.page(session, query, cursors)
+    found: Page = await listing.page(request.app.state.reader, query, cursors)
     shown = version.show_page([_shown(version, item) for item in found.items], found.next_cursor)
     answer = _json(shown)
     answer.headers["Cache-Control"] = CACHE_CONTROL

@@ -11,7 +11,7 @@ from items.listing import ListQuery
 from items.operations import V1
 from items.schemas import ItemPatch, ItemRead, ItemWrite
 from shared.auth import CurrentUser, requires
-from shared.database import ReadSession, Session
+from shared.database import Session
 from shared.idempotency import IdempotencyKey
 from shared.text import Id
 from shared.tokens import Principal
@@ -32,9 +32,9 @@ async def create_item(
 
 
 @router.get("", summary="List items", response_model=list[ItemRead], responses=docs.LISTED_WITH_LINK)
-async def list_items(query: Listing, request: Request, session: ReadSession) -> Response:
+async def list_items(query: Listing, request: Request) -> Response:
     """Return a page of a list of items; `Link: rel="next"` leads to the next one."""
-    return await operations.page(V1, query, request, session)
+    return await operations.page(V1, query, request)
 
 
 @router.get(
@@ -44,9 +44,9 @@ async def list_items(query: Listing, request: Request, session: ReadSession) -> 
     responses=docs.FOUND,
     openapi_extra=docs.IF_NONE_MATCH,
 )
-async def read_item(item_id: ItemId, request: Request, session: ReadSession) -> Response:
+async def read_item(item_id: ItemId, request: Request) -> Response:
     """Return one item."""
-    return await operations.read(V1, item_id, request, session)
+    return await operations.read(V1, item_id, request)
 
 
 @router.put(

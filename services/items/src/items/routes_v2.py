@@ -9,7 +9,7 @@ from items.operations import V2
 from items.routes import ItemId, ItemWriter, Listing
 from items.schemas import ItemPage, ItemPatchV2, ItemReadV2, ItemWriteV2
 from shared.auth import CurrentUser
-from shared.database import ReadSession, Session
+from shared.database import Session
 from shared.idempotency import IdempotencyKey
 
 router = APIRouter(prefix=V2.path, tags=["items"])
@@ -24,9 +24,9 @@ async def create_item_v2(
 
 
 @router.get("", summary="List items", response_model=ItemPage, responses=docs.LISTED)
-async def list_items_v2(query: Listing, request: Request, session: ReadSession) -> Response:
+async def list_items_v2(query: Listing, request: Request) -> Response:
     """Return a page of a list of items; `next_cursor` leads to the next one."""
-    return await operations.page(V2, query, request, session)
+    return await operations.page(V2, query, request)
 
 
 @router.get(
@@ -36,9 +36,9 @@ async def list_items_v2(query: Listing, request: Request, session: ReadSession) 
     responses=docs.FOUND,
     openapi_extra=docs.IF_NONE_MATCH,
 )
-async def read_item_v2(item_id: ItemId, request: Request, session: ReadSession) -> Response:
+async def read_item_v2(item_id: ItemId, request: Request) -> Response:
     """Return one item."""
-    return await operations.read(V2, item_id, request, session)
+    return await operations.read(V2, item_id, request)
 
 
 @router.put(

@@ -3,14 +3,15 @@
 from decimal import Decimal
 from typing import Any, TypedDict
 
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy import delete as delete_from
-from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from items.conditions import IfMatch
 from items.errors import ItemNotFound, NotOwner
 from items.events import ItemCreated, ItemDeleted, ItemUpdated
 from items.models import COLUMNS, Item, ItemState
+from items.reading import Reader, compiled
 from shared import outbox
 from shared.errors import InsufficientScope
 from shared.times import utc_now
@@ -43,16 +44,20 @@ async def create(session: AsyncSession, fields: ItemFields, *, owner: Principal)
     return item
 
 
-async def get(session: AsyncSession, item_id: int) -> ItemState:
+_ITEM = compiled(select(*COLUMNS).where(Item.id == bindparam("id")))
+
+
+async def get(reader: Reader, item_id: int) -> ItemState:
     """Return an item.
 
     Raises:
         ItemNotFound: there is none with this id.
+        DatabaseUnavailable: see Reader.rows.
     """
-    row = (await session.execute(select(*COLUMNS).where(Item.id == item_id))).one_or_none()
-    if row is None:
+    rows = await reader.rows(_ITEM, {"id": item_id}, prepare=True)
+    if not rows:
         raise ItemNotFound(item_id)
-    return ItemState(*row)
+    return ItemState(*rows[0])
 
 
 async def change(

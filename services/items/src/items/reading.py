@@ -1,0 +1,81 @@
+"""Reads without a session: one statement, one round trip, no transaction, straight on the driver.
+
+Statements are SQLAlchemy's, compiled once; a session, its transaction and its results cost four times what the driver
+does (docs/adr/0008).
+"""
+
+import select
+from collections.abc import Mapping
+from typing import Any, Self
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from sqlalchemy import Select, make_url
+from sqlalchemy.dialects import postgresql
+
+from shared.database import CONNECT_TIMEOUT, RECYCLE_AFTER
+from shared.errors import DatabaseUnavailable
+from shared.logs import get_logger
+from shared.settings import DatabaseSettings
+
+log = get_logger(__name__)
+
+_DIALECT = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
+
+Row = tuple[Any, ...]
+
+
+def compiled(statement: Select[Any]) -> str:
+    """Return the text of a statement, with its parameters as psycopg names them."""
+    return str(statement.compile(dialect=_DIALECT))
+
+
+class Reader:
+    """A pool of connections for reads."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
+        self._pool = AsyncConnectionPool(
+            url.render_as_string(hide_password=False),
+            min_size=1,
+            max_size=settings.database_pool_size,
+            timeout=settings.database_pool_timeout,
+            max_lifetime=RECYCLE_AFTER,
+            check=_is_open,
+            open=False,
+            kwargs={
+                "autocommit": True,
+                "connect_timeout": CONNECT_TIMEOUT,
+                "application_name": f"tollhouse-{settings.service}-reads",
+            },
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._pool.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._pool.close()
+
+    async def rows(self, statement: str, parameters: Mapping[str, Any], *, prepare: bool) -> list[Row]:
+        """Return what a statement finds; `prepare` it where the same plan is good for all parameters.
+
+        Raises:
+            DatabaseUnavailable: there is no connection, or it broke, or the statement took too long.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                cursor = connection.cursor(binary=True)
+                await cursor.execute(statement.encode(), parameters, prepare=prepare)
+                return await cursor.fetchall()
+        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+            log.warning("database.unavailable", error=type(error).__name__, cause=str(error))
+            raise DatabaseUnavailable("Nothing was changed. Try again.") from error
+
+
+async def _is_open(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Refuse a connection that the server has closed: an idle one has nothing else to say. Costs no round trip."""
+    readable = select.poll()
+    readable.register(connection.fileno(), select.POLLIN)
+    if readable.poll(0):
+        raise psycopg.OperationalError("the server has closed the connection")
