@@ -1,16 +1,19 @@
 """Nobody changes a contract by accident, and every consumer can read what its producers publish."""
 
 import json
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-import items.handlers
 import items.inbound
-import notifications.handlers
 import notifications.inbound
-from contracts.generate import SERVICES, examples, generate
+from contracts.asyncapi import CONSUMED as HANDLED
+from contracts.compatibility import broken_events
+from contracts.generate import SERVED, SERVICES, examples, generate, main
 from shared.events import Envelope, Event
 
 CONTRACTS = Path(__file__).parent
@@ -25,6 +28,103 @@ def test_the_committed_contracts_are_what_the_services_publish(tmp_path: Path) -
         }
 
     assert contents(tmp_path) == contents(CONTRACTS), "wanted? then run: make contracts"
+
+
+def test_the_gateway_serves_the_committed_document() -> None:
+    assert SERVED.read_bytes() == (CONTRACTS / "asyncapi.json").read_bytes(), "run: make contracts"
+
+
+def test_everything_published_is_in_the_document_and_every_reference_leads_somewhere() -> None:
+    document = json.loads((CONTRACTS / "asyncapi.json").read_text(encoding="utf-8"))
+
+    def references(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            yield from (value for key, value in node.items() if key == "$ref")
+            for value in node.values():
+                yield from references(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from references(value)
+
+    for reference in references(document):
+        found = document
+        for part in reference.removeprefix("#/").split("/"):
+            found = found[part]
+    for path in (*CONTRACTS.glob("events/*.json"), *CONTRACTS.glob("commands/*.json")):
+        example = json.loads(path.read_text(encoding="utf-8"))
+        message = document["components"]["messages"][path.stem]
+        assert message["examples"] == [{"payload": example}]
+        data = document["components"]["schemas"][
+            message["payload"]["allOf"][1]["properties"]["data"]["$ref"].rpartition("/")[2]
+        ]
+        assert example["data"].keys() == data["properties"].keys()
+        assert example.keys() - document["components"]["schemas"]["CloudEvent"]["properties"].keys() == set()
+
+
+DOCUMENT = json.loads((CONTRACTS / "asyncapi.json").read_text(encoding="utf-8"))
+CREATED = "items.item.created.v1"
+
+
+def _changed(change: Callable[[dict[str, Any]], object]) -> list[str]:
+    """Change the schema of an event's data; return what that breaks."""
+    new = deepcopy(DOCUMENT)
+    change(new["components"]["schemas"]["ItemCreated"])
+    return broken_events(DOCUMENT, new)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda data: data["properties"].pop("price"), "data.price is gone"),
+        (
+            lambda data: data["properties"].update(cost=data["properties"].pop("price")),
+            "data.price is gone",
+        ),
+        (lambda data: data["properties"]["price"].update(type="number"), "data.price may now be number"),
+        (lambda data: data["required"].remove("price"), "data.price may now be absent"),
+        (
+            lambda data: data["properties"]["name"].update(anyOf=[{"type": "string"}, {"type": "null"}]),
+            "data.name may now be null",
+        ),
+        (lambda data: data["properties"]["created_at"].pop("format"), "data.created_at may now be string"),
+    ],
+    ids=["removed", "renamed", "retyped", "optional", "widened", "without its format"],
+)
+def test_change_that_breaks_readers_is_refused(
+    change: Callable[[dict[str, Any]], object], sentence: str
+) -> None:
+    assert _changed(change) == [f"{CREATED}: {sentence}"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: None,
+        lambda data: data["properties"].update(colour={"type": "string"}),
+        lambda data: data["properties"]["description"].update(anyOf=[{"type": "string"}]),
+        lambda data: data["properties"]["price"].update(description="Told better."),
+    ],
+    ids=["none", "a new field", "narrowed", "described"],
+)
+def test_change_that_breaks_nobody_is_not(change: Callable[[dict[str, Any]], object]) -> None:
+    assert _changed(change) == []
+
+
+def test_type_that_is_published_no_more_is_refused() -> None:
+    new = deepcopy(DOCUMENT)
+    del new["components"]["messages"][CREATED]
+    assert broken_events(DOCUMENT, new) == [f"{CREATED} is published no more"]
+
+
+def test_make_contracts_writes_no_breaking_change(tmp_path: Path) -> None:
+    committed = deepcopy(DOCUMENT)
+    committed["components"]["schemas"]["ItemCreated"]["properties"]["colour"] = {"type": "string"}
+    (tmp_path / "asyncapi.json").write_text(json.dumps(committed), encoding="utf-8")
+
+    with pytest.raises(SystemExit, match=r"data\.colour is gone\nReaders would break"):
+        main(tmp_path)
+
+    assert json.loads((tmp_path / "asyncapi.json").read_text(encoding="utf-8")) == committed
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -55,10 +155,6 @@ CONSUMED: list[tuple[str, str, type[BaseModel]]] = [
     ),
     ("items", "events/users.user.deleted.v1", items.inbound.UserDeleted),
 ]
-HANDLED = {
-    "items": items.handlers.HANDLERS,
-    "notifications": {**notifications.handlers.HANDLERS, **notifications.handlers.COMMAND_HANDLERS},
-}
 
 
 @pytest.mark.parametrize(("consumer", "name", "model"), CONSUMED, ids=str)

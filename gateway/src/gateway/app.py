@@ -10,7 +10,7 @@ import httpx
 from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel, Field
 
-from gateway import openapi
+from gateway import event_documents, openapi
 from gateway.accesslog import AccessLog
 from gateway.cors import Cors
 from gateway.directory import TIMEOUT, Directory, Service
@@ -130,6 +130,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         tags=TAGS,
         openapi_url=None,  # documents.py serves the one of all services
     )
+    app.include_router(event_documents.router)
     add_documents(app, Routes(table))
     return app
 

@@ -11,6 +11,8 @@ from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from notifications.server_frames import server_frame
+
 
 def ws(url: str, path: str = "/v1/ws") -> str:
     return url.replace("http://", "ws://") + path
@@ -18,7 +20,10 @@ def ws(url: str, path: str = "/v1/ws") -> str:
 
 async def receive(socket: ClientConnection) -> dict[str, Any]:
     async with asyncio.timeout(20):
-        frame: dict[str, Any] = json.loads(await socket.recv())
+        text = await socket.recv()
+    frame: dict[str, Any] = json.loads(text)
+    if "echo" not in frame:
+        server_frame.validate_json(text)  # as it is documented
     return frame
 
 
