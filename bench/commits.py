@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 
 from shared.testing import eventually
 
-WRITERS = 8
+WRITERS = 32
 """Connections that write, each an item of its own."""
 PATIENCE = 20.0
 """Seconds that the last events may take."""

@@ -18,7 +18,7 @@ from stack import settings as ports
 
 RATE = 200
 """Writes per second."""
-LEAST_RATE = 0.95
+LEAST_RATE = 0.9
 """Share of it that must have been reached."""
 
 

@@ -125,8 +125,8 @@ async def test_a_client_is_told_that_its_token_expires_and_closed_when_it_has(
         assert (await receive(socket))["type"] == "ready"
         notice = await receive(socket)
         assert notice["type"] == "expiring"
-        assert 0 < notice["in"] <= 3
-        await socket.send(json.dumps({"type": "auth", "token": token_issuer.token(1, expires_in=4)}))
+        assert 0 <= notice["in"] <= 3
+        await socket.send(json.dumps({"type": "auth", "token": token_issuer.token(1, expires_in=3)}))
         assert (await receive(socket))["type"] == "ready"
         assert (await receive(socket))["type"] == "expiring"
         assert await closed(socket) == 4401
@@ -176,7 +176,7 @@ async def test_a_peer_that_answers_no_ping_is_let_go(
     settings: NotificationsSettings, token_issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "PING_INTERVAL", 0.05)
-    monkeypatch.setattr(protocol, "PONG_TIMEOUT", 0.3)
+    monkeypatch.setattr(protocol, "PONG_TIMEOUT", 3.0)  # the living must answer on a busy machine, too
     monkeypatch.setattr(protocol, "CLOSE_TIMEOUT", 0.1)
     app = create_app(settings)
     async with (

@@ -199,12 +199,13 @@ async def test_a_slow_client_gets_a_long_replay_at_its_own_pace(
     cursor = await start_of(app)
     configure(app, socket_backlog=1000)
     for number in range(1, 301):
-        await publisher.publish(ItemCreated(id=number, name="x" * 5000))
+        await publisher.publish(ItemCreated(id=number, name="x" * 50_000))
     await eventually(lambda: app.state.live.hub.last == 300)
 
     async with subscribed(url, token_issuer.authorization(1), "items", cursor) as socket:
         socket.transport.pause_reading()
-        await eventually(lambda: app.state.live.hub.listeners == 0)
+        (connection,) = app.state.live.connections._members
+        await eventually(lambda: not connection._wire.writable.is_set())
         socket.transport.resume_reading()
         assert [(await receive(socket))["event"]["subject"] for _ in range(300)] == [
             str(number) for number in range(1, 301)

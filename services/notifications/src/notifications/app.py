@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from notifications import mailer, sse, websocket
+from notifications import echo, mailer, sse, websocket
 from notifications.connections import Connections
 from notifications.errors import PROBLEMS
 from notifications.handlers import COMMAND_HANDLERS, COMMAND_SUBSCRIPTION, HANDLERS, SUBSCRIPTION
@@ -44,7 +44,7 @@ def create_app(settings: NotificationsSettings) -> FastAPI:
         settings,
         title="Tollhouse notifications",
         summary="Stored notifications, the live stream and mail.",
-        routers=(router, sse.router, websocket.router),
+        routers=(router, sse.router, echo.router),
         lifespan=_lifespan,
         checks={"database": database.check_ready},
         problems=(*PROBLEMS, *idempotency.PROBLEMS, DatabaseUnavailable),

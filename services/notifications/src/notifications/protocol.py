@@ -3,6 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+from starlette.types import Scope
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
@@ -21,8 +22,7 @@ PONG_TIMEOUT: Final = 20.0
 """Seconds that a client has to answer one; then it is taken for dead."""
 NO_PONG: Final = (1011, "no pong")
 
-WIRE: Final = "wire"
-"""Where an application finds the protocol object of its socket: `scope["state"][WIRE]`."""
+_WIRE: Final = "wire"
 
 
 class SocketProtocol(EdgeWebSocketProtocol):
@@ -40,13 +40,19 @@ class SocketProtocol(EdgeWebSocketProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.app_state = {**app_state, WIRE: self}
+        self.app_state = {**app_state, _WIRE: self}
         # Where uvicorn has asyncio's own.
         self.queue = Inbox()  # type: ignore[assignment]
         self.writable = Flag(is_set=True)  # type: ignore[assignment]
         self.ping_interval, self.ping_timeout = PING_INTERVAL, PONG_TIMEOUT
         self.ended: tuple[int, str] | None = None
         """Code and reason with which this side ended the socket."""
+
+    @staticmethod
+    def of(scope: Scope) -> "SocketProtocol":
+        """Return the protocol object of a socket that an application has the scope of."""
+        wire: SocketProtocol = scope["state"][_WIRE]
+        return wire
 
     @property
     def ending(self) -> bool:

@@ -3,8 +3,7 @@
 import asyncio
 from time import time
 
-import orjson
-from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 from starlette.datastructures import State
 from starlette.responses import Response
@@ -23,18 +22,13 @@ from notifications.frames import (
     message,
     websocket_text,
 )
-from notifications.protocol import WIRE, SocketProtocol
+from notifications.protocol import SocketProtocol
 from notifications.replay import follow_from
 from notifications.stream import LiveStream
 from notifications.topics import MAX_TOPICS, Channel, channel_of, is_still_allowed
 from shared.errors import PROBLEM_JSON, InvalidToken, KeysUnavailable, Problem
-from shared.logs import get_logger
 from shared.middleware import request_id_of
-from shared.times import utc_now
 from shared.tokens import Principal, TokenVerifier
-
-log = get_logger(__name__)
-router = APIRouter()
 
 SUBPROTOCOL = "tollhouse.v1"
 STREAM_TIMEOUT = 5.0
@@ -50,27 +44,6 @@ class _Close(Exception):
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
-
-
-@router.websocket("/ws/echo")
-@router.websocket("/v1/ws/echo")
-async def echo(socket: WebSocket) -> None:
-    """Send every text frame back with the time, to try a connection with."""
-    await socket.accept()
-    try:
-        while True:
-            text = await socket.receive_text()
-            answer = {"echo": text, "server_time": utc_now().isoformat()}
-            await socket.send_text(orjson.dumps(answer).decode())
-    except WebSocketDisconnect:
-        pass
-    except KeyError:  # a binary frame, which has no text
-        _wire(socket).end(1003, "text frames only")
-
-
-def _wire(socket: WebSocket) -> SocketProtocol:
-    wire: SocketProtocol = socket.scope["state"][WIRE]
-    return wire
 
 
 class LiveSockets:
@@ -135,7 +108,7 @@ class Connection:
         self.address = address_of(socket.scope, stream.settings.trusted_proxies)
         self.principal: Principal | None = None
         self._socket = socket
-        self._wire = _wire(socket)
+        self._wire = SocketProtocol.of(socket.scope)
         self._stream = stream
         self._verifier = verifier
         self._backlog = stream.settings.socket_backlog
