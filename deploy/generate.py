@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from deploy import chart
 from deploy.settings_page import settings_page
 
 from stack import nats
@@ -25,14 +26,22 @@ def nats_authorization() -> str:
 
 
 def compose_nats() -> str:
-    """The configuration of the server in docker-compose.yml."""
-    return f"""# Made by `python -m deploy.generate`: do not edit.
-include ../../run/secrets/nats_passwords.conf
+    """The configuration of the server in docker-compose.yml, which takes its passwords from a secret."""
+    include = "include ../../run/secrets/nats_passwords.conf\n"
+    return _nats(include, monitor="127.0.0.1:8222")  # health only, for the container itself
 
+
+def chart_nats() -> str:
+    """The configuration of the chart's server, which takes its passwords from the environment."""
+    return _nats("", monitor="0.0.0.0:8222")  # probes and KEDA; a NetworkPolicy keeps others away
+
+
+def _nats(include: str, *, monitor: str) -> str:
+    return f"""# Made by `python -m deploy.generate`: do not edit.
+{include}
 server_name: nats
 listen: 0.0.0.0:4222
-# Health only, for the container itself.
-http: 127.0.0.1:8222
+http: {monitor}
 max_payload: {nats.MAX_PAYLOAD}
 max_connections: {nats.MAX_CONNECTIONS}
 jetstream {{
@@ -50,6 +59,13 @@ def documents() -> Mapping[Path, str]:
     return {
         ROOT / "deploy/compose/nats.conf": compose_nats(),
         ROOT / "docs/configuration.md": settings_page(),
+        chart.CHART / "README.md": chart.readme(),
+        chart.CHART / "values.schema.json": chart.schema(),
+        chart.CHART / "files/databases.sh": (ROOT / "deploy/compose/databases.sh").read_text(
+            encoding="utf-8"
+        ),
+        chart.CHART / "files/nats.conf": chart_nats(),
+        chart.CHART / "files/services.yaml": chart.facts_file(),
     }
 
 

@@ -91,7 +91,7 @@ def test_every_required_setting_is_given_and_secrets_by_file_only(container: str
 @pytest.mark.parametrize("container", OURS)
 def test_the_settings_are_accepted(container: str, monkeypatch: pytest.MonkeyPatch, secrets: Path) -> None:
     for variable, value in {**IN_EVERY_IMAGE, **environment_of(container)}.items():
-        monkeypatch.setenv(variable, str(value or "").replace("/run/secrets", str(secrets)))
+        monkeypatch.setenv(variable, value.replace("/run/secrets", str(secrets)))
 
     settings = SETTINGS[program_of(container)].load()
 

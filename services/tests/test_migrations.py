@@ -26,6 +26,7 @@ from notifications.settings import NotificationsSettings
 from shared import migrations
 from shared.ids import new_id
 from shared.settings import DatabaseSettings
+from shared.testing import eventually
 from stack import postgres
 from stack.testing import ANY_KEY
 from users.settings import UsersSettings
@@ -79,12 +80,12 @@ def alembic_engine(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-async def _migrate(service: str, database_url: str) -> tuple[int | None, str]:
+async def _migrate(service: str, database_url: str, verb: str = "migrate") -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         service,
-        "migrate",
+        verb,
         env={
             **os.environ,
             f"{service.upper()}_DATABASE_URL": database_url,
@@ -128,6 +129,42 @@ async def test_migrator_waits_for_another_one_longer_than_its_role_may_wait_for_
         other.execute("SELECT pg_advisory_unlock(%s)", [migrations._MIGRATION_LOCK])
 
         assert await migrating == (0, "")
+
+
+async def test_whoever_waits_for_the_schema_goes_on_once_it_is_there(
+    service: type[DatabaseSettings], database_url: str
+) -> None:
+    waiting = asyncio.create_task(_migrate(service.service, database_url, "await-schema"))
+    looked = "SELECT 1 FROM pg_stat_database WHERE datname = current_database() AND sessions > 1"
+    with psycopg.connect(database_url, autocommit=True) as other:
+        await eventually(lambda: other.execute(looked).fetchone(), within=30)
+        assert not waiting.done(), waiting.result()
+
+    assert (await _migrate(service.service, database_url))[0] == 0
+    assert await waiting == (0, "")
+
+
+async def test_an_earlier_version_leaves_a_newer_schema_alone(
+    service: type[DatabaseSettings], database_url: str
+) -> None:
+    assert (await _migrate(service.service, database_url))[0] == 0
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'of-next-year'")
+
+    assert await _migrate(service.service, database_url) == (0, "")
+    assert await _migrate(service.service, database_url, "await-schema") == (0, "")
+
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("of-next-year",)
+
+
+def test_a_schema_that_does_not_come_ends_the_wait_with_a_sentence(
+    service: type[DatabaseSettings], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "SCHEMA_TIMEOUT", 0.0)
+    settings = service.model_construct(database_url=SecretStr(database_url), migrations_dir=None)
+    with pytest.raises(SystemExit, match=f"{service.service}: the database is not migrated: empty"):
+        migrations.await_schema(settings)
 
 
 async def test_database_that_cannot_be_reached_is_one_sentence(service: type[DatabaseSettings]) -> None:

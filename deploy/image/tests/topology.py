@@ -28,11 +28,18 @@ _VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
 def read_compose(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Parse docker-compose.yml with `${NAME:-default}` replaced."""
-    text = _VARIABLE.sub(
-        lambda match: environment.get(match[1]) or match[2], COMPOSE.read_text(encoding="utf-8")
-    )
-    compose: dict[str, Any] = yaml.safe_load(text)
+    """Parse docker-compose.yml, then replace `${NAME:-default}` in its texts, as Compose does."""
+
+    def replaced(node: Any) -> Any:
+        if isinstance(node, str):
+            return _VARIABLE.sub(lambda match: environment.get(match[1]) or match[2], node)
+        if isinstance(node, list):
+            return [replaced(part) for part in node]
+        if isinstance(node, dict):
+            return {key: replaced(part) for key, part in node.items()}
+        return node
+
+    compose: dict[str, Any] = replaced(yaml.safe_load(COMPOSE.read_text(encoding="utf-8")))
     return compose
 
 
@@ -137,7 +144,7 @@ class Topology:
     def _options(self, service: str, spec: Mapping[str, Any]) -> Iterator[str]:
         yield from self._neighbours(service, spec)
         for variable, value in spec.get("environment", {}).items():
-            yield f"--env={variable}={value or ''}"  # a variable without a value is an empty one
+            yield f"--env={variable}={value}"
         for secret in spec.get("secrets", ()):
             yield f"--volume={ROOT / self.compose['secrets'][secret]['file']}:/run/secrets/{secret}:ro"
         for volume in spec.get("volumes", ()):

@@ -4,11 +4,12 @@ import importlib
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from alembic import command, context, op
 from alembic.config import Config
-from sqlalchemy import MetaData, create_engine, make_url, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, MetaData, create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from shared.settings import DatabaseSettings
@@ -21,6 +22,9 @@ _SESSION = (
 """A long backfill is the migration's own business, a queue behind its locks is not."""
 LOCK_POLL_INTERVAL = 0.1
 """Seconds between two tries to become the one migrator."""
+SCHEMA_TIMEOUT = 600.0
+"""Seconds that a process waits for its schema: somebody else's migration may be a long one."""
+SCHEMA_POLL_INTERVAL = 1.0
 _MIGRATION_LOCK = 7_305_811_001
 """Session advisory lock that makes concurrent migrators wait for each other."""
 
@@ -43,12 +47,65 @@ def migrations_dir(settings: DatabaseSettings) -> Path:
 
 
 def upgrade(settings: DatabaseSettings) -> None:
-    """Bring the database to the newest revision, or end the process with one sentence when it cannot be worked with."""
+    """Bring the database to the newest revision, or end the process with one sentence when it cannot be worked with.
+
+    A database that a newer version has migrated is left as it is: this version can run on it.
+    """
     try:
+        if _standing(settings) == "newer":
+            print(f"{settings.service}: a newer version has migrated the database; nothing to do.")  # noqa: T201
+            return
         command.upgrade(alembic_config(settings), "head")
     except OperationalError as error:
-        reason = str(error.orig).strip().partition("\n")[0]
-        sys.exit(f"{settings.service}: the database could not be migrated: {reason}")
+        sys.exit(f"{settings.service}: the database could not be migrated: {_reason(error)}")
+
+
+def await_schema(settings: DatabaseSettings) -> None:
+    """Return once the database is at least as new as this version, whoever migrates it.
+
+    The process ends with one sentence if that takes longer than SCHEMA_TIMEOUT.
+    """
+    deadline = time.monotonic() + SCHEMA_TIMEOUT
+    standing = ""
+    while True:
+        try:
+            standing = _standing(settings)
+        except OperationalError as error:
+            standing = _reason(error)
+        if standing in ("current", "newer"):
+            return
+        if time.monotonic() > deadline:
+            sys.exit(f"{settings.service}: the database is not migrated: {standing}")
+        time.sleep(SCHEMA_POLL_INTERVAL)
+
+
+def _standing(settings: DatabaseSettings) -> Literal["empty", "older", "current", "newer"]:
+    """Compare the database's revision with those that this version knows."""
+    script = ScriptDirectory.from_config(alembic_config(settings))
+    engine = _engine(settings.database_url.get_secret_value())
+    try:
+        with engine.connect() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return "empty"
+            revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    finally:
+        engine.dispose()
+    if revision is None:
+        return "empty"
+    if revision == script.get_current_head():
+        return "current"
+    known = {entry.revision for entry in script.walk_revisions()}
+    return "older" if revision in known else "newer"
+
+
+def _engine(url: str) -> Engine:
+    return create_engine(
+        make_url(url).set(drivername="postgresql+psycopg"), connect_args={"connect_timeout": 10}
+    )
+
+
+def _reason(error: OperationalError) -> str:
+    return str(error.orig).strip().partition("\n")[0]
 
 
 def create_index_concurrently(name: str, table: str, columns: list[Any], **options: Any) -> None:
@@ -85,8 +142,7 @@ def run_env(*metadata: MetaData) -> None:
         with context.begin_transaction():
             context.run_migrations()
         return
-    url = make_url(context.config.attributes["database_url"]).set(drivername="postgresql+psycopg")
-    engine = create_engine(url, connect_args={"connect_timeout": 10})
+    engine = _engine(context.config.attributes["database_url"])
     try:
         with engine.connect() as connection:
             # Another migrator is waited for as long as it takes.

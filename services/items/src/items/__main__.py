@@ -1,4 +1,4 @@
-"""`python -m items serve|migrate|events`."""
+"""`python -m items serve|migrate|await-schema|events`."""
 
 from items.settings import ItemsSettings
 from shared import event_commands, migrations, server
@@ -21,6 +21,7 @@ if __name__ == "__main__":
         {
             "serve": ("answer requests until SIGTERM", _serve),
             "migrate": ("bring the database to the newest revision", migrations.upgrade),
+            "await-schema": ("wait until the database has been migrated", migrations.await_schema),
             "events": event_commands.subcommands(_consumers),
         },
     )

@@ -1,4 +1,4 @@
-"""`python -m notifications serve|migrate|events`."""
+"""`python -m notifications serve|migrate|await-schema|events`."""
 
 from notifications.protocol import SocketProtocol
 from notifications.settings import NotificationsSettings
@@ -22,6 +22,7 @@ if __name__ == "__main__":
         {
             "serve": ("answer requests until SIGTERM", _serve),
             "migrate": ("bring the database to the newest revision", migrations.upgrade),
+            "await-schema": ("wait until the database has been migrated", migrations.await_schema),
             "events": event_commands.subcommands(_consumers),
         },
     )

@@ -1,4 +1,4 @@
-"""`python -m users serve|migrate|events|rotate-key|replace-keys|end-sessions`."""
+"""`python -m users serve|migrate|await-schema|events|rotate-key|replace-keys|end-sessions`."""
 
 from shared import event_commands, migrations, server
 from users import commands
@@ -15,6 +15,7 @@ if __name__ == "__main__":
         {
             "serve": ("answer requests until SIGTERM", _serve),
             "migrate": ("bring the database to the newest revision", migrations.upgrade),
+            "await-schema": ("wait until the database has been migrated", migrations.await_schema),
             "events": event_commands.subcommands(),
             "rotate-key": ("publish a new signing key, which soon takes over", commands.rotate_key),
             "replace-keys": (
