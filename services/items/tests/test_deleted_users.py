@@ -5,11 +5,14 @@ from typing import ClassVar
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from pydantic import AnyHttpUrl, SecretStr
+from sqlalchemy import select
 
 from items import service
 from items.settings import ItemsSettings
 from shared.events import Event
+from shared.idempotency import KeptAnswer
 from shared.ids import new_id
 from shared.testing import TokenIssuer, eventually
 from stack.testing import ANY_KEY, NATSServer, Publisher
@@ -49,14 +52,15 @@ def settings(
 
 async def test_items_lose_their_owner_once_and_say_so(
     client: httpx.AsyncClient,
+    app: FastAPI,
     token_issuer: TokenIssuer,
     publisher: Publisher,
     events: Events,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(service, "DISOWN_BATCH", 2)
-    for owner in (7, 7, 8, 7):
-        headers = token_issuer.authorization(owner, scope="items:write")
+    for number, owner in enumerate((7, 7, 8, 7)):
+        headers = {**token_issuer.authorization(owner, scope="items:write"), "Idempotency-Key": str(number)}
         await client.post("/v1/items", json={"name": "compass", "price": 1}, headers=headers)
 
     event_id = new_id()
@@ -73,3 +77,6 @@ async def test_items_lose_their_owner_once_and_say_so(
     updates = [event for event in await events() if event["type"] == "items.item.updated.v1"]
     assert [event["subject"] for event in updates] == ["1", "2", "4"]
     assert {(event["data"]["owner_id"], event["data"]["actor_id"]) for event in updates} == {(None, 7)}
+    async with app.state.database.reading() as session:
+        kept = await session.scalars(select(KeptAnswer.user_id))
+        assert kept.all() == [8]

@@ -171,7 +171,7 @@ def _statement(sort: Sort, named: frozenset[str]) -> str:
     order = [column, Item.id]
     if "q" in named:
         # OFFSET 0 keeps the planner from reading the list in its order until enough items match: what a word costs
-        # would depend on where its items stand, up to all of them (docs/adr/0007).
+        # would depend on where its items stand, up to all of them (docs/adr/0008).
         found = matching.offset(literal_column("0")).subquery()
         matching, order = select(found), [found.c[column.key], found.c.id]
     if "skip" in named:

@@ -1,7 +1,7 @@
 """Reads without a session: one statement, one round trip, no transaction, straight on the driver.
 
 Statements are SQLAlchemy's, compiled once; a session, its transaction and its results cost four times what the driver
-does (docs/adr/0008).
+does (docs/adr/0009).
 """
 
 import select
