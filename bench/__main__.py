@@ -14,7 +14,7 @@ from bench.rows import BENCHMARKS
 from bench.tools import missing
 from bench.workbench import StartError
 
-SECONDS = 4.0
+SECONDS = 3.0
 
 EPILOGUE = """\
 Everybody is measured in turn, round after round; the results are the medians of all rounds and their ratio.

@@ -21,7 +21,7 @@ WARM_UP_SECONDS = 2.0
 DISTURBED = 0.05
 """Where others took more of the measured core than this, a party is measured again …"""
 REPEATS = 2
-"""… at most so often (all parties together once a round, on average); then the least disturbed measurement counts."""
+"""… so often in one benchmark, lest a busy machine make it endless; the least disturbed measurement counts."""
 
 STRANGERS = "others"
 """Beside the figures of a sample: the share of the measured core that other processes took."""
@@ -95,11 +95,11 @@ def measure(
     workbench.seconds = seconds
     samples: dict[str, dict[str, list[float]]] = {party.name: {} for party in parties}
     first = benchmark.figures[0]
-    spare = rounds
+    spare = REPEATS
     began = time.monotonic()
     for number in range(rounds):
         for party in parties if number % 2 == 0 else reversed(parties):
-            tries = _measure_in_peace(party, workbench.cores.subject, min(REPEATS, spare))
+            tries = _measure_in_peace(party, workbench.cores.subject, spare)
             spare -= len(tries) - 1
             values, strange = min(tries, key=lambda one: one[1])
             for figure, value in (*values.items(), (STRANGERS, strange)):

@@ -71,13 +71,13 @@ def test_everybody_is_measured_in_turn_and_the_first_round_does_not_count(
 def test_disturbed_rounds_are_measured_again_within_a_bound_and_the_quietest_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shares = [0.5, 0.2, 0.3, 0.4, 0.35, 0.9, 0.0]
+    shares = [0.5, 0.01, 0.4, 0.35, 0.9, 0.0]
     monkeypatch.setattr(Strangers, "share", lambda _: shares.pop(0))
     values = iter(range(100))
     party = Party("a", lambda: {"rate": float(next(values))})
     benchmark = Benchmark("b", "", (RATE,), lambda _: _never())
     samples = runner.measure(benchmark, [party], cast("Workbench", Bench()), 3)
-    assert samples == {"a": {"rate": [2.0, 5.0, 6.0], "others": [0.2, 0.35, 0.9]}}
+    assert samples == {"a": {"rate": [2.0, 4.0, 5.0], "others": [0.01, 0.35, 0.9]}}
 
 
 def test_strangers_are_those_that_this_process_did_not_start() -> None:
