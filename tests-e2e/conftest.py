@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from shared.testing import TokenIssuer, eventually, free_offset
 
 ACCESS_TOKEN_TTL = 40
 """Seconds: short enough to see a token expire, long enough for any journey."""
-START_TIMEOUT = 120
+START_TIMEOUT = 240
 PORTS = (8000, 8001, 8002, 8003, 8090, 8091, 8092, 8093, 14222, 15432)
 
 
@@ -32,8 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.xdist_group("e2e"))
-            item.add_marker(pytest.mark.timeout(180))
+            # The drills have a system of their own, so that another worker may run them.
+            item.add_marker(pytest.mark.xdist_group("drills" if item.path.stem == "test_drills" else "e2e"))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(180))
 
 
 @pytest.fixture(scope="session")
@@ -42,39 +44,61 @@ def system(external_issuer: TokenIssuer) -> Iterator[System]:
     if (url := os.environ.get("BASE_URL")) is not None:
         yield System(url.rstrip("/"))
         return
+    trusted = {
+        "issuer": external_issuer.issuer,
+        "audience": external_issuer.audience,
+        "jwks_url": external_issuer.jwks_url,
+        "token_types": ["JWT"],
+    }
+    with running_system(
+        USERS_ACCESS_TOKEN_TTL=str(ACCESS_TOKEN_TTL),
+        USERS_ADMIN_EMAIL=ADMIN_EMAIL,
+        USERS_ADMIN_PASSWORD=ADMIN_PASSWORD,
+        TRUSTED_ISSUERS=json.dumps([trusted]),
+        NOTIFICATIONS_MAILS_PER_HOUR="1000",
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def drilled() -> Iterator[System]:
+    """A system of the drills' own: tokens outlive a drill, two replicas of notifications, no limits in the way."""
+    with running_system(
+        # Its supervisor is stopped now and then, and what is logged waits for it.
+        LOG_LEVEL="error",
+        USERS_ACCESS_TOKEN_TTL="3600",
+        NOTIFICATIONS_WORKERS="2",
+        NOTIFICATIONS_MAX_CONNECTIONS_PER_ADDRESS="5000",
+        NOTIFICATIONS_MAX_CONNECTIONS_PER_USER="5000",
+    ) as running:
+        yield running
+
+
+@contextmanager
+def running_system(**settings: str) -> Iterator[System]:
+    """Run the embedded stack on ports and in a folder of its own."""
     offset = free_offset(PORTS)
     with tempfile.TemporaryDirectory(prefix="tollhouse-e2e-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL runs as another account when the tests run as root
         data_dir, log = Path(folder) / "data", Path(folder) / "log"
         environment = {
-            **os.environ,
             "DATA_DIR": str(data_dir),
             "PORT_OFFSET": str(offset),
             "LOG_FORMAT": "json",
-            "USERS_ACCESS_TOKEN_TTL": str(ACCESS_TOKEN_TTL),
-            "USERS_ADMIN_EMAIL": ADMIN_EMAIL,
-            "USERS_ADMIN_PASSWORD": ADMIN_PASSWORD,
-            "TRUSTED_ISSUERS": json.dumps(
-                [
-                    {
-                        "issuer": external_issuer.issuer,
-                        "audience": external_issuer.audience,
-                        "jwks_url": external_issuer.jwks_url,
-                        "token_types": ["JWT"],
-                    }
-                ]
-            ),
-            "NOTIFICATIONS_MAILS_PER_HOUR": "1000",
-            "GATEWAY_LIMITS": json.dumps({"registration": {"quota": 10_000}}),
+            "GATEWAY_LIMITS": json.dumps({"registration": {"quota": 10_000}, "default": {"quota": 10_000}}),
+            **settings,
         }
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "stack", "run"], env=environment, stdout=output, stderr=output
+                [sys.executable, "-m", "stack", "run"],
+                env={**os.environ, **environment},
+                stdout=output,
+                stderr=output,
             )
         try:
             url = f"http://127.0.0.1:{8000 + offset}"
             _wait_until_ready(url, process, log)
-            yield System(url, data_dir)
+            yield System(url, data_dir, process.pid, environment)
         finally:
             process.send_signal(signal.SIGTERM)
             code = process.wait(timeout=60)

@@ -4,9 +4,9 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class System:
 
     url: str
     data_dir: Path | None = None
+    supervisor: int = 0
+    """Pid of the embedded stack."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What the embedded stack was started with."""
 
     @property
     def socket_url(self) -> str:
@@ -47,12 +51,16 @@ class System:
 
     async def numbers(self, process: str) -> dict[str, float]:
         """Return what a service of the embedded stack counts, by series."""
-        offset = int(self.url.rpartition(":")[2]) - _PORTS["gateway"]
-        url = f"http://127.0.0.1:{offset + _METRICS_PORT + _PORTS[process] - _PORTS['gateway']}/metrics"
+        url = f"http://127.0.0.1:{self.offset + _METRICS_PORT + _PORTS[process] - _PORTS['gateway']}/metrics"
         async with httpx.AsyncClient(trust_env=False) as client:
             lines = (await client.get(url)).text.splitlines()
         series = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(number) for name, _, number in series}
+
+    @property
+    def offset(self) -> int:
+        """What the embedded stack adds to every port."""
+        return int(self.url.rpartition(":")[2]) - _PORTS["gateway"]
 
     def pid(self, process: str) -> int:
         """Return the pid of a process of the embedded stack."""
