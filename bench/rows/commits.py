@@ -75,7 +75,9 @@ def _start_peer(workbench: Workbench, system: System) -> tuple[Plan, str]:
         port=port,
         env={"DATABASE_URL": url},
     )
-    plan = Plan(port, f"ws://127.0.0.1:{port}/v1/ws", "", list(range(1, WRITERS + 1)), RATE, workbench.seconds)
+    plan = Plan(
+        port, f"ws://127.0.0.1:{port}/v1/ws", "", list(range(1, WRITERS + 1)), RATE, workbench.seconds
+    )
     source = (ROOT / "bench/peers/commit_and_send.py").read_text()
     versions = ", ".join(f"{package} {version(package)}" for package in ("fastapi", "sqlalchemy", "psycopg"))
     return plan, f"{versions}\n{' '.join(argv)}\n{source}"
