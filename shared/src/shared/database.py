@@ -1,13 +1,17 @@
 """PostgreSQL sessions: one transaction per request, owned by the entry point; reads without one."""
 
 import asyncio
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
+import psycopg
 from fastapi import Depends, Request
 from sqlalchemy import make_url, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.event import listen
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
@@ -43,6 +47,23 @@ def database_is_away(error: Exception) -> bool:
     return error.connection_invalidated or state is None or state.startswith(("08", "57P", "53"))
 
 
+def is_closed(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Say whether the server has closed an idle connection: then its socket has something to say, and only then.
+
+    It costs a system call where a question to the server would cost each request a round trip.
+    """
+    socket = select.poll()
+    socket.register(connection.fileno(), select.POLLIN)
+    return bool(socket.poll(0))
+
+
+def _refuse_closed(connection: DBAPIConnection, *_: object) -> None:
+    """Let the pool connect anew in place of a connection that has ended while it was idle."""
+    driver: psycopg.AsyncConnection[Any] = connection.driver_connection
+    if driver.closed or is_closed(driver):
+        raise DisconnectionError
+
+
 class Database:
     """The connection pool of one process."""
 
@@ -54,12 +75,12 @@ class Database:
             max_overflow=0,
             pool_timeout=settings.database_pool_timeout,
             pool_recycle=RECYCLE_AFTER,
-            pool_pre_ping=True,
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT,
                 "application_name": f"tollhouse-{settings.service}",
             },
         )
+        listen(self._engine.sync_engine, "checkout", _refuse_closed)
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self.outbox_written = asyncio.Event()
         """Set after each commit that wrote to the outbox; the relay waits for it."""

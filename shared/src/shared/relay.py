@@ -107,6 +107,8 @@ class Relay:
         self._metrics.cells[self._leads] = 1
         try:
             await session.execute(text(f"SET idle_session_timeout = '{HUNG_AFTER}s'"))
+            # A mark that a crash takes back costs a repeat that is dropped; waiting for the disk would cost every batch.
+            await session.execute(text("SET synchronous_commit = off"))
             await self._ensure_streams()
             while True:
                 # Without NATS for longer than a moment, a replica that has it may be active instead.
@@ -133,6 +135,7 @@ class Relay:
     async def _unlock(self, session: AsyncSession) -> None:
         try:
             await session.execute(text("RESET idle_session_timeout"))
+            await session.execute(text("RESET synchronous_commit"))
             await session.execute(select(func.pg_advisory_unlock(RELAY_LOCK)))
         except (SQLAlchemyError, OSError):
             # The connection may be well enough to live on in the pool, and the lock with it: close it for good.

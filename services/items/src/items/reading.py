@@ -4,7 +4,6 @@ Statements are SQLAlchemy's, compiled once; a session, its transaction and its r
 does (docs/adr/0009).
 """
 
-import select
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -13,7 +12,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy import Select, make_url
 from sqlalchemy.dialects import postgresql
 
-from shared.database import CONNECT_TIMEOUT, RECYCLE_AFTER
+from shared.database import CONNECT_TIMEOUT, RECYCLE_AFTER, is_closed
 from shared.errors import DatabaseUnavailable
 from shared.logs import get_logger
 from shared.settings import DatabaseSettings
@@ -74,8 +73,5 @@ class Reader:
 
 
 async def _is_open(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Refuse a connection that the server has closed: an idle one has nothing else to say. Costs no round trip."""
-    readable = select.poll()
-    readable.register(connection.fileno(), select.POLLIN)
-    if readable.poll(0):
+    if is_closed(connection):
         raise psycopg.OperationalError("the server has closed the connection")
