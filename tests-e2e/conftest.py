@@ -33,7 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
             # The drills have a system of their own, so that another worker may run them.
-            item.add_marker(pytest.mark.xdist_group("drills" if item.path.stem == "test_drills" else "e2e"))
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(
+                    pytest.mark.xdist_group("drills" if item.path.stem == "test_drills" else "e2e")
+                )
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(180))
 
@@ -70,6 +73,25 @@ def drilled() -> Iterator[System]:
         NOTIFICATIONS_WORKERS="2",
         NOTIFICATIONS_MAX_CONNECTIONS_PER_ADDRESS="5000",
         NOTIFICATIONS_MAX_CONNECTIONS_PER_USER="5000",
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def patient_system() -> Iterator[System]:
+    """A system that takes any number of requests, of wrong passwords and of mails; passwords cost next to nothing."""
+    plenty = "1000000"
+    with running_system(
+        USERS_ADMIN_EMAIL=ADMIN_EMAIL,
+        USERS_ADMIN_PASSWORD=ADMIN_PASSWORD,
+        USERS_ACCESS_TOKEN_TTL="3600",
+        USERS_ARGON2_MEMORY_KIB="64",
+        USERS_ARGON2_ITERATIONS="1",
+        USERS_THROTTLE_PAIR_FAILURES=plenty,
+        USERS_THROTTLE_ACCOUNT_FAILURES=plenty,
+        USERS_THROTTLE_ADDRESS_FAILURES=plenty,
+        NOTIFICATIONS_MAILS_PER_HOUR=plenty,
+        GATEWAY_LIMITS=json.dumps({name: {"quota": int(plenty)} for name in ("default", "registration")}),
     ) as running:
         yield running
 
