@@ -259,6 +259,12 @@ def test_bad_table_is_one_clear_sentence_and_exit_code_2(tmp_path: Path, command
     assert done.stderr == f"gateway: {table}, line 5: routes.0.upstream: there is no upstream 'b'.\n"
 
 
+def test_process_without_a_database_carries_no_database_library() -> None:
+    loaded = "import gateway.app, sys; print('sqlalchemy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_serve_answers_on_every_worker_and_ends_cleanly_on_sigterm(
     tmp_path: Path, issuer: TokenIssuer, workers: str
