@@ -40,7 +40,6 @@ class Reader:
             max_size=settings.database_pool_size,
             timeout=settings.database_pool_timeout,
             max_lifetime=RECYCLE_AFTER,
-            check=_is_open,
             open=False,
             kwargs={
                 "autocommit": True,
@@ -63,15 +62,15 @@ class Reader:
             DatabaseUnavailable: there is no connection, or it broke, or the statement took too long.
         """
         try:
-            async with self._pool.connection() as connection:
-                cursor = connection.cursor(binary=True)
-                await cursor.execute(statement.encode(), parameters, prepare=prepare)
-                return await cursor.fetchall()
+            while True:
+                async with self._pool.connection() as connection:
+                    if is_closed(connection):
+                        # Not by the pool's own check, which waits a second and longer between two of them.
+                        await connection.close()
+                        continue
+                    cursor = connection.cursor(binary=True)
+                    await cursor.execute(statement.encode(), parameters, prepare=prepare)
+                    return await cursor.fetchall()
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
             log.warning("database.unavailable", error=type(error).__name__, cause=str(error))
             raise DatabaseUnavailable("Nothing was changed. Try again.") from error
-
-
-async def _is_open(connection: psycopg.AsyncConnection[Any]) -> None:
-    if is_closed(connection):
-        raise psycopg.OperationalError("the server has closed the connection")

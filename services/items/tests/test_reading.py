@@ -1,0 +1,53 @@
+"""Reads while the database goes away and comes back."""
+
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from items.app import create_app
+from items.settings import ItemsSettings
+from shared.testing import TokenIssuer, eventually, free_port, serving
+
+pytestmark = pytest.mark.integration
+
+
+async def test_connections_that_were_closed_while_idle_disturb_no_request(
+    client: httpx.AsyncClient, settings: ItemsSettings, token_issuer: TokenIssuer, postgres_dsn: str
+) -> None:
+    owner = token_issuer.authorization(1, scope="items:write")
+    path = (await client.post("/v1/items", json={"name": "a", "price": 1}, headers=owner)).headers["location"]
+    database = settings.database_url.get_secret_value().rpartition("/")[2]
+    for _ in range(3):
+        assert (await client.get(path)).status_code == 200
+        with psycopg.connect(postgres_dsn, autocommit=True) as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database]
+            )
+
+            def all_gone(admin: psycopg.Connection = admin) -> bool:
+                left = admin.execute("SELECT 1 FROM pg_stat_activity WHERE datname = %s", [database])
+                return left.fetchone() is None
+
+            await eventually(all_gone)
+        assert (await client.get(path)).status_code == 200
+        written = await client.post("/v1/items", json={"name": "a", "price": 1}, headers=owner)
+        assert written.status_code == 201
+
+
+async def test_reads_without_a_database_are_told_to_come_again(settings: ItemsSettings) -> None:
+    away = settings.model_copy(
+        update={
+            "database_url": SecretStr(f"postgresql://nobody:hidden@127.0.0.1:{free_port()}/nothing"),
+            "database_pool_timeout": 0.2,
+        }
+    )
+    app: Any = create_app(away)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        for path in ("/v1/items/1", "/v2/items?q=a"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+            assert answer.headers["retry-after"] == "1"
+            assert "127.0.0.1" not in answer.text
