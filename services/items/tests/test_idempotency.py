@@ -131,7 +131,11 @@ async def test_a_twin_of_a_request_that_still_runs_is_told_so(
 
         async def waits() -> bool:
             async with app.state.database.reading() as other:
-                return bool(await other.scalar(text("SELECT 1 FROM pg_locks WHERE NOT granted")))
+                waiting = text(
+                    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO outbox%'"
+                )
+                return bool(await other.scalar(waiting))
 
         await eventually(waits)
         twin = await client.post("/v1/items", json=COMPASS, headers=keyed(owner))
