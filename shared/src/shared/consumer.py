@@ -36,7 +36,11 @@ from shared.times import utc_now
 
 log = get_logger(__name__)
 
-BATCH = 100
+BATCH = 20
+"""Messages delivered ahead. The last of them waits for the others: all together must take less than ACK_WAIT, or it is
+delivered again, and its deliveries are counted, though nothing failed."""
+MAX_ACK_PENDING = 400
+"""Messages delivered ahead to all replicas together."""
 ACK_WAIT = 30.0
 """Seconds after which a message that was not acknowledged is delivered again."""
 MAX_DELIVERIES = 10
@@ -141,7 +145,7 @@ class Consumer:
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=ACK_WAIT,
             max_deliver=-1,
-            max_ack_pending=4 * BATCH,
+            max_ack_pending=MAX_ACK_PENDING,
             deliver_policy=DeliverPolicy.ALL,
         )
 
