@@ -9,7 +9,7 @@ SOURCES := bench clients/python contracts docs/examples gateway shared services 
 
 .DEFAULT_GOAL := help
 .PHONY: help run dev seed test test-unit test-integration test-e2e fuzz test-soak bench lint lint-openapi format contracts \
-	images test-images secrets generate lock clean
+	images test-images test-chart check-chart secrets generate lock clean
 
 help: ## List the targets
 	@echo "Tollhouse: FastAPI services behind one gateway."
@@ -74,6 +74,12 @@ images: .venv/.synced ## Build the image of every service (Docker or Buildah)
 
 test-images: .venv/.synced ## Build and run the images, and the journeys on docker-compose.yml (podman, Buildah, root)
 	@$(BIN)/pytest deploy/image/tests
+
+test-chart: .venv/.synced ## Run the tests of the Helm chart alone
+	@$(BIN)/pytest -n auto -m "not soak" deploy/helm/tests
+
+check-chart: .venv/.synced ## Let checkov judge what the chart renders
+	@$(BIN)/python -m deploy.helm.check
 
 secrets: ## Make the passwords and keys of docker-compose.yml, once
 	@sh deploy/compose/secrets.sh

@@ -6,7 +6,7 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-arguments=(--build-arg "REVISION=$(git rev-parse HEAD 2>/dev/null || echo unknown)")
+arguments=(--build-arg "VERSION=${TAG:-dev}" --build-arg "REVISION=$(git rev-parse HEAD 2>/dev/null || echo unknown)")
 [ -z "${BASE:-}" ] || arguments+=(--build-arg "BASE=$BASE")
 
 if docker buildx version >/dev/null 2>&1 && docker info >/dev/null 2>&1; then
