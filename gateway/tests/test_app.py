@@ -297,7 +297,7 @@ async def test_serve_answers_on_every_worker_and_ends_cleanly_on_sigterm(
                 code: str = (await raw.response()).json()["code"]
                 return code == "upstream_unavailable"
 
-        assert await eventually(answers)
+        assert await eventually(answers, within=60)
     finally:
         process.send_signal(signal.SIGTERM)
         output, _ = await asyncio.wait_for(process.communicate(), 20)
@@ -366,14 +366,14 @@ async def test_workers_heal_metrics_never_go_back_and_sigterm_ends_all(
         )
 
     try:
-        await eventually(serving)
+        await eventually(serving, within=60)
         await ask(10)
         assert await counted() == (10, 10)
         victim, survivor = _workers(process.pid)
         victim.kill()
-        await eventually(lambda: not victim.is_running() and len(_workers(process.pid)) == 2)
+        await eventually(lambda: not victim.is_running() and len(_workers(process.pid)) == 2, within=60)
         assert await counted() == (10, 10)
-        await eventually(serving)
+        await eventually(serving, within=60)
         await ask(10)
         assert await counted() == (20, 20)
         workers = _workers(process.pid)

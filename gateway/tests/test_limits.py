@@ -29,10 +29,11 @@ def allowed(limit: RateLimit, key: str, now: float) -> bool:
 
 def test_quota_may_come_at_once_and_comes_back_evenly() -> None:
     one = limit()
+    policy = b'ratelimit-policy: "test";q=3;w=6\r\n'
     assert [one.take("a", 100.0) for _ in range(3)] == [
-        b'"test";r=2;t=2',
-        b'"test";r=1;t=4',
-        b'"test";r=0;t=6',
+        policy + b'ratelimit: "test";r=2;t=2\r\n',
+        policy + b'ratelimit: "test";r=1;t=4\r\n',
+        policy + b'ratelimit: "test";r=0;t=6\r\n',
     ]
     with pytest.raises(RateLimited) as caught:
         one.take("a", 100.5)

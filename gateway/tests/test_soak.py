@@ -115,7 +115,7 @@ async def process(
             return (await raw.response()).status == 200
 
     try:
-        await eventually(answers)
+        await eventually(answers, within=60)
         yield url, psutil.Process(running.pid)
     finally:
         running.terminate()

@@ -98,12 +98,12 @@ async def test_tunnels_pass_the_context_on(start: GatewayFactory) -> None:
 async def test_access_log_names_the_trace(gateway: Gateway, raw: RawConnection) -> None:
     lines: list[dict[str, Any]] = []
 
-    def note(event: str, **fields: Any) -> None:
+    def request(event: bytes, **fields: Any) -> None:
         lines.append({"event": event, **fields})
 
-    gateway.app.state.proxy.access_log.note = note
+    gateway.app.state.proxy.access_log.request = request
     await forwarded(gateway, raw, f"traceparent: {PARENT}")
-    assert lines[0]["trace_id"] == TRACE_ID
+    assert lines[0]["trace_id"] == TRACE_ID.encode()
 
 
 async def answers_500(peer: Peer) -> None:

@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.errors import UpstreamFailed, UpstreamTimeout
+from gateway.headers import RESPONSE
 from shared.deadlines import NEVER
 from shared.edge import RequestTimeout
 from shared.errors import Problem
@@ -86,12 +87,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._until = NEVER
         self._best_before = NEVER
 
-    @property
-    def usable(self) -> bool:
+    def usable(self, now: float) -> bool:
         """Whether it may be used again: not closed, as far as is known here, not too old, its replica still there."""
         return (
-            not self._transport.is_closing()
-            and self.upstream.loop.time() < self._best_before
+            now < self._best_before
+            and not self._transport.is_closing()
             and self.upstream.addresses.has(self.address)
         )
 
@@ -109,8 +109,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._bodiless_request = is_head
         self._request_complete = complete
         self._until = until
-        now = self.upstream.loop.time()
-        self.deadline = min(until, now + self.settings.first_byte_timeout) if complete else until
+        self.deadline = until
+        if complete:
+            self._due_in(self.settings.first_byte_timeout)
         self._transport.write(data)
 
     def send(self, data: bytes, *, complete: bool) -> None:
@@ -209,7 +210,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(UpstreamTimeout(detail))
 
     def _due_in(self, seconds: float) -> None:
-        self.deadline = min(self._until, self.upstream.loop.time() + seconds)
+        due = self.upstream.loop.time() + seconds
+        self.deadline = due if due < self._until else self._until  # noqa: FURB136  # min() takes thrice as long
 
     def _read(self, data: bytes, consumer: Consumer) -> None:
         if self._expects == _HEAD:
@@ -244,7 +246,7 @@ class UpstreamConnection(asyncio.Protocol):
             if not end:
                 self._received = data
                 return b""
-            head = parse_response_head(data, end)
+            head = parse_response_head(data, end, RESPONSE)
             data = data[end:]
             if head.status >= 200:
                 break
@@ -274,7 +276,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The response is complete: back to the pool, if nothing speaks against it."""
         self._consumer = None
         self._expects = _NOTHING
-        if clean and self._keep_alive and self._request_complete and self.usable:
+        if clean and self._keep_alive and self._request_complete:
             if self._paused:
                 self.resume_reading()
             self.give_back()

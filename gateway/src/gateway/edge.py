@@ -6,11 +6,13 @@ A request for a service never becomes an ASGI object (docs/adr/0002); what the g
 import asyncio
 from typing import Any
 
+import orjson
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.errors import PathAmbiguous, UpstreamUnavailable
 from gateway.exchange import Exchange
+from gateway.headers import REQUEST
 from gateway.paths import canonical
 from gateway.proxies import plain_address
 from gateway.proxy import Proxy
@@ -25,6 +27,8 @@ from shared.wire import RequestHead
 class GatewayProtocol(EdgeProtocol):
     """One client connection. The application keeps the data path in `app.state.proxy`."""
 
+    sorter = REQUEST
+
     def __init__(
         self,
         config: Config,
@@ -36,6 +40,7 @@ class GatewayProtocol(EdgeProtocol):
         self.proxy: Proxy = config.loaded_app.state.proxy
         self.exchange: Exchange | None = None
         self.address = self._peer = ""
+        self.address_json = b'""'
         self.forwarded = b""
         self._behind_proxy = False
         self.response_headers = self.proxy.own_headers
@@ -49,11 +54,12 @@ class GatewayProtocol(EdgeProtocol):
 
     def _name_client(self, address: str, scheme: str) -> None:
         self.address = address_key(address)
+        self.address_json = orjson.dumps(self.address)
         self.forwarded = f"x-forwarded-for: {address}\r\nx-forwarded-proto: {scheme}\r\n".encode()
 
     def _ask_proxy(self, head: RequestHead) -> None:
         proxies = self.proxy.trusted_proxies
-        self._name_client(*proxies.origin_of(head.headers, self._peer, self.scheme or "http"))
+        self._name_client(*proxies.origin_of(head.noted, self._peer, self.scheme or "http"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.proxy.meters.clients -= 1

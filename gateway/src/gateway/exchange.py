@@ -14,9 +14,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from gateway.access import bearer_of, check_scopes
 from gateway.connection import UpstreamConnection
 from gateway.errors import UpgradeRequired
-from gateway.headers import response_lines
+from gateway.headers import sane_request_id
 from gateway.proxy import Proxy
 from gateway.routes import IDEMPOTENT, Policy, Route
+from gateway.tracing import end_span
 from shared.edge_asgi import reset
 from shared.errors import PROBLEM_JSON, BodyTooLarge, MethodNotAllowed, NotAuthenticated, Problem
 from shared.ids import new_id
@@ -42,10 +43,8 @@ class Client(Protocol):
     """The X-Forwarded-For and -Proto fields of this request."""
     address: str
     """Whom this request counts against where its user is not known (shared.addresses)."""
-
-    @property
-    def body_complete(self) -> bool:
-        """Whether the request has been read whole."""
+    address_json: bytes
+    """The same for the access log."""
 
     def response_written(self, *, keep_alive: bool) -> None:
         """The response has been written whole."""
@@ -57,7 +56,6 @@ class Exchange:
     __slots__ = (
         "_connection",
         "_done",
-        "_fields",
         "_flushed",
         "_gathering",
         "_has_body",
@@ -65,11 +63,14 @@ class Exchange:
         "_held_bytes",
         "_limited",
         "_out",
+        "_read_whole",
         "_received",
         "_rechunk",
         "_request",
         "_retries",
-        "_trace",
+        "_span",
+        "_trace_id",
+        "_trace_lines",
         "_upstream",
         "_user_id",
         "_verifying",
@@ -93,19 +94,22 @@ class Exchange:
         self.query = query
         self.status = 0
         self.keep_alive = head.keep_alive
-        self._fields = fields = proxy.filter.read(head)
-        self.request_id = fields.request_id or new_id().encode()
-        self._trace = proxy.traces.begin(fields, head.method, route.prefix)
+        given = head.noted.get(b"x-request-id")
+        self.request_id = given if given is not None and sane_request_id(given) else new_id().encode()
+        self._trace_id, self._trace_lines, self._span = proxy.traces.begin(
+            head.noted, head.method, route.prefix
+        )
         self._upstream = proxy.upstreams[route.upstream]
         self._connection: UpstreamConnection | None = None
         self._verifying: asyncio.Task[None] | None = None
         self._request = b""
-        self._has_body = head.chunked or bool(head.content_length)
+        self._has_body = has_body = head.chunked or bool(head.content_length)
+        self._read_whole = not has_body
         self._held: list[bytes] = []  # the body, as it goes to the service, until there is a connection
         self._held_bytes = 0
         self._gathering = False
         self._received = 0
-        self._retries = route.retries if head.method in IDEMPOTENT and not self._has_body else 0
+        self._retries = route.retries if not has_body and head.method in IDEMPOTENT else 0
         self._out: list[bytes] = []
         self._limited = b""
         self._user_id: int | None = None
@@ -129,13 +133,14 @@ class Exchange:
             if head.content_length is not None and head.content_length > route.body_limit:
                 raise BodyTooLarge(f"At most {route.body_limit} bytes are accepted here.")
             policy = route.policy(head.method, self.path)
-            token = bearer_of(self._fields.authorization) if policy.auth != "none" else None
+            token = bearer_of(head.noted.get(b"authorization")) if policy.auth != "none" else None
             principal = self.proxy.verifier.cached(token) if token is not None else None
-            self._limited = self._spend(policy, principal, anonymous=token is None)
+            self._spend(policy, principal, anonymous=token is None)
             if principal is not None:
                 self.proxy.meters.tokens_cached += 1
                 self._user_id = principal.id
-                check_scopes(principal, policy)
+                if policy.scopes:
+                    check_scopes(principal, policy)
             elif token is not None:
                 self._verifying = self.proxy.spawn(self._verify(token, policy))
                 return
@@ -146,17 +151,16 @@ class Exchange:
             return
         self._forward()
 
-    def _spend(self, policy: Policy, principal: Principal | None, *, anonymous: bool) -> bytes:
-        """Count the request against its limits; return the fields that tell the client."""
+    def _spend(self, policy: Policy, principal: Principal | None, *, anonymous: bool) -> None:
+        """Count the request against its limits; keep the fields that tell the client."""
         now = self.client.loop.time()
         limit = policy.limit
-        known = principal is not None and not limit.per_address
-        left = limit.take(
-            (principal.issuer, principal.id) if known and principal else self.client.address, now
-        )
+        if principal is not None and not limit.per_address:
+            self._limited = limit.take((principal.issuer, principal.id), now)
+        else:
+            self._limited = limit.take(self.client.address, now)
         if anonymous and self.route.anonymous_limit is not None:
             self.route.anonymous_limit.take(self.client.address, now)
-        return b"ratelimit-policy: %b\r\nratelimit: %b\r\n" % (limit.policy, left)
 
     async def _verify(self, token: str, policy: Policy) -> None:
         """The slow path: the token is not in the cache."""
@@ -172,31 +176,42 @@ class Exchange:
             self._forward()
 
     def _forward(self) -> None:
-        head, fields, client = self.head, self._fields, self.client
-        lines = [
-            b"%b %b%b HTTP/1.1\r\nhost: %b\r\n"
-            % (head.method, self.path, self.query, self._upstream.authority),
-            *fields.lines,
-            client.forwarded,
-            b"x-forwarded-host: %b\r\nx-request-id: %b\r\n%b"
-            % (head.host, self.request_id, self._trace.lines),
-        ]
+        head, client = self.head, self.client
         if head.chunked:
-            lines.append(b"transfer-encoding: chunked\r\n")
+            end = b"transfer-encoding: chunked\r\n\r\n"
         elif head.content_length is not None:
-            lines.append(b"content-length: %d\r\n" % head.content_length)
-        lines.append(b"\r\n")
-        self._request = b"".join(lines)
-        if head.expects_continue and not client.body_complete:
+            end = b"content-length: %d\r\n\r\n" % head.content_length
+        else:
+            end = b"\r\n"
+        self._request = b"".join(
+            (
+                head.method,
+                b" ",
+                self.path,
+                self.query,
+                self._upstream.host_line,
+                head.passed,
+                client.forwarded,
+                b"x-forwarded-host: ",
+                head.host,
+                b"\r\nx-request-id: ",
+                self.request_id,
+                b"\r\n",
+                self._trace_lines,
+                end,
+            )
+        )
+        if head.expects_continue and not self._read_whole:
             client.transport.write(_CONTINUE)
         # The service's connections are for requests that are there, not for clients that drip (SECURITY G7).
-        if client.body_complete or self._held_bytes > UPLOAD_HELD:
+        if self._read_whole or self._held_bytes > UPLOAD_HELD:
             self._upstream.acquire(self)
         else:
             self._gathering = True
 
     def body(self, block: bytes, last: bool) -> None:
         """Take a piece of the request's body."""
+        self._read_whole = last
         self._received += len(block)
         if self._received > self.route.body_limit:
             self._give_up()
@@ -258,7 +273,7 @@ class Exchange:
             self,
             data,
             is_head=self.head.method == b"HEAD",
-            complete=client.body_complete,
+            complete=self._read_whole,
             until=client.loop.time() + self.route.timeout,
         )
         if self._has_body:
@@ -270,8 +285,8 @@ class Exchange:
         self.status = status = head.status
         out = self._out
         out.append(STATUS_LINE[status])
-        out += response_lines(head)
-        if not head.has_date:
+        out.append(head.passed)
+        if b"date" not in head.noted:
             out.append(self.proxy.date_line())
         if head.content_length is not None and status != 204:
             out.append(b"content-length: %d\r\n" % head.content_length)
@@ -281,7 +296,7 @@ class Exchange:
             else:
                 self._rechunk = True
                 out.append(b"transfer-encoding: chunked\r\n")
-        self.keep_alive = self.keep_alive and client.body_complete and not client.draining
+        self.keep_alive = self.keep_alive and self._read_whole and not client.draining
         out.append(self._own_lines())
 
     def response_body(self, block: bytes) -> None:
@@ -329,7 +344,7 @@ class Exchange:
     def answer(self, problem: Problem) -> None:
         """Answer instead of the service."""
         body = problem.body(self.request_id.decode())
-        self.keep_alive = self.keep_alive and self.client.body_complete and not self.client.draining
+        self.keep_alive = self.keep_alive and self._read_whole and not self.client.draining
         self.status = problem.status
         self.proxy.meters.problem(problem)
         self._rechunk = False
@@ -348,12 +363,12 @@ class Exchange:
             name: value for name, value in self.head.headers if name.startswith(b"access-control-request-")
         }
         self.status = 204
-        self.keep_alive = self.keep_alive and self.client.body_complete and not self.client.draining
+        self.keep_alive = self.keep_alive and self._read_whole and not self.client.draining
         self._out += (STATUS_LINE[204], b"allow: %b\r\n" % self._allow().encode())
         if b"access-control-request-method" in asked:
             headers = asked.get(b"access-control-request-headers")
-            self._out.append(self.proxy.cors.preflight_lines(self._fields.origin, self.route.allow, headers))
-            self._fields.origin = None  # said already
+            origin = self.head.noted.pop(b"origin", None)  # so that it is not said again
+            self._out.append(self.proxy.cors.preflight_lines(origin, self.route.allow, headers))
         self._out.append(self._own_lines())
         self._end()
 
@@ -363,13 +378,14 @@ class Exchange:
 
     def _own_lines(self) -> bytes:
         """Return the gateway's own fields, and the end of the head."""
-        return b"%b%b%bx-request-id: %b\r\nx-process-time-ms: %.2f\r\n%b\r\n" % (
+        noted = self.head.noted
+        return b"%b%b%bx-request-id: %b\r\nx-process-time-ms: %.2f%b" % (
             self.proxy.own_lines,
             self._limited,
-            self.proxy.cors.lines(self._fields.origin),
+            self.proxy.cors.lines(noted[b"origin"]) if b"origin" in noted else b"",
             self.request_id,
             (perf_counter() - self.client.started) * 1000,
-            b"" if self.keep_alive else b"connection: close\r\n",
+            b"\r\n\r\n" if self.keep_alive else b"\r\nconnection: close\r\n\r\n",
         )
 
     def _log(self, *, broken: bool = False) -> None:
@@ -380,18 +396,19 @@ class Exchange:
             meter.broken()
         else:
             meter.served(self.head.method, self.status, seconds)
-        self._trace.end(0 if broken else self.status)
-        self.proxy.access_log.note(
-            "request.broken" if broken else "request.served",
-            method=self.head.method.decode(),
-            path=self.path.decode(),
-            status=self.status or None,
-            ms=round(seconds * 1000, 2),
-            request_id=self.request_id.decode(),
-            trace_id=self._trace.id,
+        if self._span is not None:
+            end_span(self._span, 0 if broken else self.status)
+        self.proxy.access_log.request(
+            b"request.broken" if broken else b"request.served",
+            method=self.head.method,
+            path=self.path,
+            status=self.status,
+            seconds=seconds,
+            request_id=self.request_id,
+            trace_id=self._trace_id,
             upstream=self._upstream.name,
             user_id=self._user_id,
-            client=self.client.address,
+            client=self.client.address_json,
         )
 
     def _fail_client(self, problem: Problem) -> None:

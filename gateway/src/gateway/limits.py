@@ -33,6 +33,7 @@ class RateLimit:
     """One named limit and who has spent how much of it."""
 
     __slots__ = (
+        "_fields",
         "_full_at",
         "_interval",
         "_older",
@@ -53,6 +54,7 @@ class RateLimit:
         """Requests over the limit, refused or (shadow) not."""
         self.policy = f'"{name}";q={settings.quota};w={math.ceil(settings.window)}'.encode()
         """Value of the RateLimit-Policy field (draft-ietf-httpapi-ratelimit-headers)."""
+        self._fields = b'ratelimit-policy: %b\r\nratelimit: "%b";r=' % (self.policy, name.encode())
         self._window = settings.window
         self._interval = settings.window / settings.quota
         # When each key's quota is whole again. A key not seen for a whole window has spent nothing, so two generations
@@ -62,7 +64,7 @@ class RateLimit:
         self._rotate_at = 0.0
 
     def take(self, key: Key, now: float) -> bytes:
-        """Spend one request and return the value of the RateLimit field.
+        """Spend one request and return the RateLimit fields of its response.
 
         Raises:
             RateLimited: nothing is left; says when to try again.
@@ -73,17 +75,14 @@ class RateLimit:
         full_at = self._full_at.get(key)
         if full_at is None:
             full_at = self._older.get(key, now)
-        full_at = max(full_at, now) + self._interval
-        excess = full_at - now - self._window
+        full_at = (full_at if full_at > now else now) + self._interval  # noqa: FURB136  # max() takes thrice as long
+        whole_in = full_at - now
+        excess = whole_in - self._window
         # Sums of intervals carry rounding errors far smaller than an interval.
         if excess > self._interval * 1e-3:
             self.refused += 1
             if self.shadow:
-                return b'"%b";r=0' % self.name.encode()
+                return b"%b0\r\n" % self._fields
             raise RateLimited(self.name, self.policy.decode(), retry_after=math.ceil(excess))
         self._full_at[key] = full_at
-        return b'"%b";r=%d;t=%d' % (
-            self.name.encode(),
-            -excess / self._interval + 1e-3,
-            math.ceil(full_at - now),
-        )
+        return b"%b%d;t=%d\r\n" % (self._fields, -excess / self._interval + 1e-3, math.ceil(whole_in))

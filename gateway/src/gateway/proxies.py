@@ -1,9 +1,7 @@
 """Who the client is where proxies that are trusted stand in front (SECURITY G4)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
-
-from shared.wire import Headers
 
 
 class TrustedProxies:
@@ -22,12 +20,8 @@ class TrustedProxies:
             return False
         return any(parsed in network for network in self._networks)
 
-    def origin_of(self, headers: Headers, peer: str, scheme: str) -> tuple[str, str]:
+    def origin_of(self, fields: Mapping[bytes, bytes], peer: str, scheme: str) -> tuple[str, str]:
         """Return address and scheme of the client behind `peer`: the last hop that no trusted proxy is."""
-        fields: dict[bytes, bytes] = {}
-        for name, value in headers:
-            if name in (b"x-forwarded-for", b"x-forwarded-proto"):
-                fields[name] = fields[name] + b"," + value if name in fields else value
         if fields.get(b"x-forwarded-proto") in (b"http", b"https"):
             scheme = fields[b"x-forwarded-proto"].decode()
         address = peer
@@ -63,4 +57,4 @@ def _hop(text: str) -> str | None:
         ip_address(text)
     except ValueError:
         return None
-    return plain_address(text)
+    return None if "%" in text else plain_address(text)  # a scope means something on its own machine only

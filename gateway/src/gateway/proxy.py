@@ -8,7 +8,6 @@ from typing import Any
 
 from gateway.accesslog import AccessLog
 from gateway.cors import Cors
-from gateway.headers import RequestFilter
 from gateway.meters import Meters
 from gateway.proxies import TrustedProxies
 from gateway.routes import Routes
@@ -51,7 +50,6 @@ class Proxy:
         self.access_log = access_log
         self.meters = meters
         self.traces = traces
-        self.filter = RequestFilter()
         self.own_headers = headers
         """Fields of every response."""
         self.allow_of = allow_of
@@ -98,8 +96,7 @@ class Proxy:
 
     def headers_for(self, head: RequestHead) -> Headers:
         """Return the fields of a response that FastAPI makes."""
-        origin = next((value for name, value in head.headers if name == b"origin"), None)
-        lines = self.cors.lines(origin).splitlines()
+        lines = self.cors.lines(head.noted.get(b"origin")).splitlines()
         return [
             *self.own_headers,
             *((name, value) for name, _, value in (line.partition(b": ") for line in lines)),

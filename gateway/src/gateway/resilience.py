@@ -15,7 +15,7 @@ class Breaker:
     a service that restarts must be reached again at once, so that does not count.
     """
 
-    __slots__ = ("_failures", "_longest", "_open_for", "_retry_at", "_shortest", "_threshold")
+    __slots__ = ("_failures", "_longest", "_open_for", "_retry_at", "_shortest", "_threshold", "is_open")
 
     def __init__(self, threshold: int, shortest: float, longest: float) -> None:
         self._threshold = threshold
@@ -24,11 +24,8 @@ class Breaker:
         self._failures = 0
         self._open_for = shortest
         self._retry_at = 0.0
-
-    @property
-    def is_open(self) -> bool:
+        self.is_open = False
         """Whether requests are refused."""
-        return self._failures >= self._threshold
 
     def admits(self, now: float) -> bool:
         """Whether a request may go now. While open, one in a while may: the probe."""
@@ -45,14 +42,17 @@ class Breaker:
 
     def succeeded(self) -> None:
         """The service answered: everything may go again."""
-        self._failures = 0
-        self._open_for = self._shortest
+        if self._failures:
+            self._failures = 0
+            self._open_for = self._shortest
+            self.is_open = False
 
     def failed(self, now: float) -> None:
         """The service held a request up for nothing."""
         if self.is_open:
             self._open_for = min(self._open_for * 2, self._longest)
         self._failures += 1
+        self.is_open = self._failures >= self._threshold
         self._retry_at = now + self._open_for
 
 

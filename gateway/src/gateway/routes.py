@@ -137,11 +137,15 @@ class RouteSettings(_Entry):
         return self
 
 
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+"""Stands in header fields, logs and metrics as it is."""
+
+
 class RouteTable(_Entry):
     """The whole file."""
 
-    limits: dict[str, LimitSettings]
-    upstreams: dict[str, UpstreamSettings]
+    limits: dict[_Name, LimitSettings]
+    upstreams: dict[_Name, UpstreamSettings]
     routes: tuple[RouteSettings, ...]
 
 

@@ -4,12 +4,10 @@ Without an endpoint a valid context passes as it came and a missing one is made;
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from os import urandom
 from random import random
-from typing import TYPE_CHECKING
-
-from gateway.headers import RequestFields
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -20,30 +18,10 @@ _traceparent = re.compile(
     rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 ).fullmatch
 
+_NAME: Final = b"traceparent: "
 
-class Trace:
-    """The trace that one request belongs to."""
-
-    __slots__ = ("_span", "id", "lines")
-
-    def __init__(self, trace_id: str, lines: bytes, span: "Span | None" = None) -> None:
-        self.id = trace_id
-        self.lines = lines
-        """The fields that tell the service."""
-        self._span = span
-
-    def end(self, status: int) -> None:
-        """The request was answered with `status`, or with nothing (0)."""
-        span = self._span
-        if span is None:
-            return
-        from opentelemetry.trace import StatusCode
-
-        if status:
-            span.set_attribute("http.response.status_code", status)
-        if not status or status >= 500:
-            span.set_status(StatusCode.ERROR)
-        span.end()
+Trace = tuple[bytes, bytes, "Span | None"]
+"""The id of the trace that a request belongs to, the fields that tell the service, and its span if there are any."""
 
 
 class Traces:
@@ -51,22 +29,28 @@ class Traces:
 
     def __init__(self, ratio: float, provider: "TracerProvider | None" = None) -> None:
         """`ratio`: the share of the traces started here that are to be recorded; without a `provider` there are no spans."""
-        self._ratio = ratio
-        self._ids = _random_ids()
+        self._new = _new_traces(ratio)
         self._tracer = provider.get_tracer("gateway") if provider is not None else None
 
-    def begin(self, fields: RequestFields, method: bytes, route: bytes) -> Trace:
-        """Return the trace of a request; a context that is not valid counts as none, and its state with it."""
-        given = fields.traceparent
+    def begin(self, noted: Mapping[bytes, bytes], method: bytes, route: bytes) -> Trace:
+        """Return the trace of a request whose noted fields are given.
+
+        A context that is not valid counts as none, and its state with it.
+        """
+        given = noted.get(b"traceparent")
+        if given is None and self._tracer is None:
+            return next(self._new)
         match = _traceparent(given) if given is not None else None
         if match is None or (match[1] == b"00" and match[5] is not None):
-            ids = next(self._ids)
-            trace_id, parent_id, state = ids[:32], ids[32:], None
-            recorded = self._ratio >= 1 or random() < self._ratio  # noqa: S311  # nobody gains by guessing it
-            flags = b"01" if recorded else b"00"
+            trace = next(self._new)
+            if self._tracer is None:
+                return trace
+            match = _traceparent(trace[1].removeprefix(_NAME)[:-2])
+            assert match is not None  # noqa: S101  # we have just made it
+            state = None
         else:
-            trace_id, parent_id, flags = match.group(2, 3, 4)
-            state = fields.tracestate
+            state = noted.get(b"tracestate")
+        trace_id, parent_id, flags = match.group(2, 3, 4)
         span = None
         if self._tracer is not None:
             names = {"http.request.method": method.decode(), "http.route": route.decode()}
@@ -75,18 +59,36 @@ class Traces:
             )
             context = span.get_span_context()
             parent_id, flags = b"%016x" % context.span_id, b"%02x" % context.trace_flags
-        lines = b"traceparent: 00-%b-%b-%b\r\n" % (trace_id, parent_id, flags)
+        lines = b"%b00-%b-%b-%b\r\n" % (_NAME, trace_id, parent_id, flags)
         if state is not None:
             lines += b"tracestate: %b\r\n" % state
-        return Trace(trace_id.decode(), lines, span)
+        return trace_id, lines, span
 
 
-def _random_ids() -> Iterator[bytes]:
-    """Yield a new trace id and a new parent id, 48 hexadecimal digits. Made in blocks: one by one they cost 1 µs."""
+def end_span(span: "Span", status: int) -> None:
+    """Say that the request was answered with `status`, or with nothing (0)."""
+    from opentelemetry.trace import StatusCode
+
+    if status:
+        span.set_attribute("http.response.status_code", status)
+    if not status or status >= 500:
+        span.set_status(StatusCode.ERROR)
+    span.end()
+
+
+def _new_traces(ratio: float) -> Iterator[Trace]:
+    """Yield traces that begin here. Their ids are made in blocks: one by one they cost 1 µs."""
     while True:
         block = urandom(24 * 256).hex().encode()
         for start in range(0, len(block), 48):
-            yield block[start : start + 48]
+            trace_id = block[start : start + 32]
+            recorded = ratio >= 1 or random() < ratio  # noqa: S311  # nobody gains by guessing it
+            flags = b"01" if recorded else b"00"
+            yield (
+                trace_id,
+                b"%b00-%b-%b-%b\r\n" % (_NAME, trace_id, block[start + 32 : start + 48], flags),
+                None,
+            )
 
 
 def _open_span(

@@ -18,9 +18,10 @@ from gateway.errors import (
     UpstreamUnavailable,
 )
 from gateway.frames import RESTART, FrameFollower
-from gateway.headers import RequestFields, response_lines
+from gateway.headers import RESPONSE, sane_request_id
 from gateway.proxy import Proxy
 from gateway.routes import Route
+from gateway.tracing import end_span
 from shared.deadlines import NEVER, Sweep
 from shared.errors import PROBLEM_JSON, InternalError, InvalidToken, NotAuthenticated, Problem
 from shared.ids import new_id
@@ -126,9 +127,10 @@ class Tunnel:
         self._path = path
         self._target = path + query
         self.upstream = proxy.upstreams[route.upstream]
-        self._fields: RequestFields = proxy.filter.read(edge.head)
-        self._trace = proxy.traces.begin(self._fields, b"GET", route.prefix)
-        self._request_id = self._fields.request_id or new_id().encode()
+        noted = edge.head.noted
+        self._trace_id, self._trace_lines, self._span = proxy.traces.begin(noted, b"GET", route.prefix)
+        given = noted.get(b"x-request-id")
+        self._request_id = given if given is not None and sane_request_id(given) else new_id().encode()
         self._user_id: int | None = None
         self._early = b""
         self._answer = b""
@@ -185,15 +187,17 @@ class Tunnel:
         Raises:
             OriginForbidden, InvalidToken, NotAuthenticated, InsufficientScope, KeysUnavailable: see there.
         """
-        fields, head = self._fields, self._head
-        if fields.origin is not None and not self._is_same_origin(fields.origin):
-            raise OriginForbidden(f"Pages of {fields.origin.decode('latin-1')} may not open WebSockets here.")
-        lines = list(fields.lines)
-        protocols, token = split_protocols(fields.protocols)
+        head = self._head
+        noted = head.noted
+        origin = noted.get(b"origin")
+        if origin is not None and not self._is_same_origin(origin):
+            raise OriginForbidden(f"Pages of {origin.decode('latin-1')} may not open WebSockets here.")
+        lines = [head.passed]
+        protocols, token = split_protocols(noted.get(b"sec-websocket-protocol"))
         if protocols:
             lines += (b"sec-websocket-protocol: ", b", ".join(protocols), b"\r\n")
         if token is not None:
-            if fields.authorization is not None:
+            if b"authorization" in noted:
                 raise InvalidToken("Send one token: in Authorization or as a sub-protocol.")
             lines.append(b"authorization: Bearer %b\r\n" % token)
         await self._authenticate(token)
@@ -204,7 +208,7 @@ class Tunnel:
                 *lines,
                 self._forwarded,
                 b"x-forwarded-host: %b\r\nx-request-id: %b\r\n%b\r\n"
-                % (head.host, self._request_id, self._trace.lines),
+                % (head.host, self._request_id, self._trace_lines),
             )
         )
 
@@ -217,7 +221,7 @@ class Tunnel:
         token = (
             subprotocol_token.decode("latin-1")
             if subprotocol_token is not None
-            else bearer_of(self._fields.authorization)
+            else bearer_of(self._head.noted.get(b"authorization"))
         )
         if token is None:
             if policy.auth == "required":
@@ -249,7 +253,7 @@ class Tunnel:
                 (
                     STATUS_LINE[101],
                     b"connection: Upgrade\r\nupgrade: websocket\r\n",
-                    *response_lines(head),
+                    head.passed,
                     self._own_lines(),
                     b"\r\n",
                 )
@@ -258,7 +262,7 @@ class Tunnel:
         self._open = True
         self._status = 101
         # What only the handshake needed would take some KiB for as long as the socket is open.
-        del self._head, self._fields, self._forwarded, self._answered
+        del self._head, self._forwarded, self._trace_lines, self._answered
         self._answer = b""
         if rest:
             self.from_service(rest)
@@ -275,7 +279,7 @@ class Tunnel:
             b"".join(
                 (
                     STATUS_LINE[head.status],
-                    *response_lines(head),
+                    head.passed,
                     b"content-length: %d\r\n" % len(body),
                     self._own_lines(),
                     b"connection: close\r\n\r\n",
@@ -348,7 +352,7 @@ class Tunnel:
             end = find_head_end(self._answer)
             if not end:
                 return
-            head = parse_response_head(self._answer, end)
+            head = parse_response_head(self._answer, end, RESPONSE)
         except WireError:
             self._answered.set_exception(UpstreamFailed("The service answered something that is not HTTP."))
             return
@@ -396,13 +400,14 @@ class Tunnel:
         self.upstream.tunnels -= 1
         self.proxy.meters.clients -= 1
         self.proxy.meters.tunnel_ended(self.upstream.name, opened=self._open)
-        self._trace.end(self._status)
+        if self._span is not None:
+            end_span(self._span, self._status)
         self.proxy.access_log.note(
             "socket.served" if self._open else "socket.refused",
             path=self._path.decode(),
             s=round(perf_counter() - self._started, 2),
             request_id=self._request_id.decode(),
-            trace_id=self._trace.id,
+            trace_id=self._trace_id.decode(),
             upstream=self.upstream.name,
             user_id=self._user_id,
             client=self._address,

@@ -38,6 +38,8 @@ class Upstream:
         self.port = url.port or 80
         self.addresses = Addresses(url.hostname or "", self.port, resolve=resolve)
         self.authority = url.netloc.encode()
+        self.host_line = b" HTTP/1.1\r\nhost: %b\r\n" % self.authority
+        """What stands between a request's target and its other fields."""
         self.sweep = Sweep(loop)
         self.deadline = NEVER
         """When the request that has waited longest for a connection has waited too long."""
@@ -76,7 +78,7 @@ class Upstream:
         `fresh`: not one that was used before, because such a one has just turned out to be closed.
         """
         now = self.loop.time()
-        if not self.breaker.admits(now):
+        if self.breaker.is_open and not self.breaker.admits(now):
             wait = self.breaker.retry_after(now)
             detail = f"The service {self.name} has not answered lately."
             consumer.failed(UpstreamUnavailable(detail, retry_after=math.ceil(wait)), unseen=False)
@@ -87,7 +89,7 @@ class Upstream:
             # The one used last, so that what a quiet time does not need grows old. Where there are several
             # replicas, the one unused longest, so that all get their share.
             connection = self._idle.popleft() if self.addresses.several else self._idle.pop()
-            if connection.usable:
+            if connection.usable(now):
                 consumer.connected(connection)
                 return
             connection.close()
@@ -198,13 +200,15 @@ class Upstream:
         self._serve_waiting()
 
     def released(self, connection: UpstreamConnection) -> None:
-        """A connection can serve again."""
-        if self._waiting:
+        """A connection can serve again, if it is still good (who takes it from the idle ones looks, too)."""
+        if not self._waiting:
+            self._idle.append(connection)
+        elif connection.usable(self.loop.time()):
             _, consumer = self._waiting.popleft()
             self._watch_queue()
             consumer.connected(connection)
         else:
-            self._idle.append(connection)
+            connection.close()
 
     def _serve_waiting(self) -> None:
         if self._waiting and not self.closed and self.connections < self.settings.max_connections:

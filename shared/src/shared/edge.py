@@ -26,7 +26,9 @@ from shared.edge_asgi import HELD_LIMIT, EdgeCycle, EdgeWebSocketProtocol, reset
 from shared.errors import PROBLEM_JSON, Problem
 from shared.ids import new_id
 from shared.wire import (
+    PLAIN,
     ChunkedBody,
+    FieldSorter,
     HeadSizeError,
     HostError,
     RequestHead,
@@ -102,6 +104,8 @@ class EdgeProtocol(HttpToolsProtocol):
     """One client connection."""
 
     limits: EdgeLimits = EdgeLimits()
+    sorter: FieldSorter = PLAIN
+    """What a subclass wants to know of a request's fields."""
     response_headers: Sequence[tuple[bytes, bytes]] = ()
     """Fields of every response made here, beside Date."""
 
@@ -198,16 +202,17 @@ class EdgeProtocol(HttpToolsProtocol):
         searched = len(self._held)
         if searched:
             data = self._held + data
+            self._held = b""
         else:
             self.started = perf_counter()
-            self.deadline = self.loop.time() + self.limits.head
         try:
             end = find_head_end(data, searched)
             if not end:
                 self._held = data
+                if not searched:
+                    self.deadline = self.loop.time() + self.limits.head
                 return b""
-            self._held = b""
-            head = parse_request_head(data, end)
+            head = parse_request_head(data, end, self.sorter)
         except WireError as error:
             self.refuse(_problem_of(error))
             return b""
@@ -253,11 +258,6 @@ class EdgeProtocol(HttpToolsProtocol):
             self.deadline = NEVER
         self.body(block, last)
         return rest
-
-    @property
-    def body_complete(self) -> bool:
-        """Whether the current request has been read whole."""
-        return self._reading == _HELD
 
     # Who serves a request. A subclass may take it here.
 

@@ -103,9 +103,10 @@ class TokenVerifier:
         self._issuers = {
             issuer.issuer: (issuer, JWKSCache(issuer.jwks_url, self._http)) for issuer in issuers
         }
-        self._own = next(iter(self._issuers.values()))[1]
+        self._keys = tuple(keys for _, keys in self._issuers.values())
+        self._own = self._keys[0]
         self._verified: dict[str, Principal] = {}
-        self._generations: list[int] = []
+        self._generation = -1
         self._refreshing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -159,10 +160,12 @@ class TokenVerifier:
         return principal
 
     def _keys_changed(self) -> bool:
-        generations = [keys.generation for _, keys in self._issuers.values()]
-        if generations == self._generations:
+        generation = 0
+        for keys in self._keys:
+            generation += keys.generation  # they only grow, and so does their sum
+        if generation == self._generation:
             return False
-        self._generations = generations
+        self._generation = generation
         self._verified.clear()
         return True
 

@@ -7,6 +7,7 @@ ends: two parsers that disagree are what request smuggling lives on.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Final
 
 HEAD_LIMIT: Final = 16 * 1024
@@ -32,10 +33,11 @@ _host = re.compile(rb"(?:[A-Za-z0-9._~-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5}+)?
 # An unfinished head is judged as it comes, so that a bare LF is not waited on until the deadline.
 _bad_in_unfinished_head = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)").search
 
-_FRAMING = frozenset(
-    {b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade", b"date"}
-)
-_LISTS = frozenset({b"connection", b"expect", b"upgrade", b"date"})
+_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
+_SINGLE = frozenset({b"content-length", b"transfer-encoding"})
+_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
+"""What Connection may say besides names of fields."""
+_MAX_VERDICTS = 1024
 
 Headers = list[tuple[bytes, bytes]]
 """Fields in their order, names in lower case, values without surrounding white space."""
@@ -53,51 +55,123 @@ class HeadSizeError(WireError):
     """The head, or the trailer section, is larger than HEAD_LIMIT."""
 
 
-class RequestHead:
+class FieldSorter:
+    """Decides by its name what becomes of a field: it is noted, or passed on as it came, or both, or neither.
+
+    Verdicts are kept by names as they come, because names repeat and deciding costs. Others choose the names, so that
+    memory has a bound.
+    """
+
+    __slots__ = ("_drops", "_noted", "_verdicts")
+
+    def __init__(self, *, noted: Mapping[bytes, bool], drops: Callable[[bytes], object]) -> None:
+        """`noted`: names whose values are kept, and whether they pass all the same; `drops`: whether others do not."""
+        self._noted = {**dict.fromkeys(_FRAMING, False), **noted}
+        self._drops = drops
+        # True: drop; False: pass; else the name in lower case, and whether it passes.
+        self._verdicts: dict[bytes, bool | tuple[bytes, bool]] = {}
+
+    def sort(self, block: bytes) -> tuple[list[bytes], dict[bytes, bytes]]:
+        """Return the lines of `block` that pass, and the noted values by name, those of repeated fields joined.
+
+        Raises:
+            HostError, WireError: a field is repeated that must not be.
+        """
+        passed: list[bytes] = []
+        noted: dict[bytes, bytes] = {}
+        verdicts = self._verdicts
+        for line in block[:-2].split(b"\r\n") if block else ():
+            name, _, value = line.partition(b":")
+            verdict = verdicts.get(name)
+            if verdict is None:
+                verdict = self._judge(name)
+            if verdict is False:
+                passed.append(line)
+            elif verdict is not True:
+                name, passes = verdict
+                if passes:
+                    passed.append(line)
+                value = value.strip(b" \t")
+                noted[name] = value if name not in noted else _combined(name, noted[name], value)
+        return passed, noted
+
+    def _judge(self, name: bytes) -> bool | tuple[bytes, bool]:
+        lower = name.lower()
+        passes = self._noted.get(lower)
+        verdict = bool(self._drops(lower)) if passes is None else (lower, passes)
+        if len(self._verdicts) < _MAX_VERDICTS:
+            self._verdicts[name] = verdict
+        return verdict
+
+
+PLAIN: Final = FieldSorter(noted={}, drops=lambda _: True)
+"""Notes what says how a message is framed, and passes nothing on."""
+
+
+class _Head:
+    """What requests and responses have in common."""
+
+    __slots__ = ("_block", "_headers", "chunked", "content_length", "keep_alive", "noted", "passed")
+
+    content_length: int | None
+    chunked: bool
+    keep_alive: bool
+    passed: bytes
+    """The fields that the sorter lets pass, as they came."""
+    noted: dict[bytes, bytes]
+    """Values of the fields that it notes."""
+    _block: bytes
+    _headers: Headers | None
+
+    def read(self, block: bytes, minor: bytes, sorter: FieldSorter) -> None:
+        """Read the fields, and what they say in either direction."""
+        lines, noted = sorter.sort(block)
+        self._block = block
+        self._headers = None
+        self.content_length = _content_length(noted) if b"content-length" in noted else None
+        self.chunked = b"transfer-encoding" in noted and _chunked(noted, minor)
+        if b"connection" in noted and (options := noted[b"connection"].lower()) != b"keep-alive":
+            tokens = _tokens(options)
+            if b"close" in tokens:
+                self.keep_alive = False
+            if named := set(tokens) - _OPTIONS:
+                # They speak of this connection only (RFC 9110 section 7.6.1).
+                lines = [line for line in lines if line[: line.index(b":")].lower() not in named]
+                for name in named - _FRAMING:
+                    noted.pop(name, None)
+        lines.append(b"")
+        self.passed = b"\r\n".join(lines)
+        self.noted = noted
+
+    @property
+    def headers(self) -> Headers:
+        """All fields."""
+        if self._headers is None:
+            fields = (line.partition(b":") for line in self._block[:-2].split(b"\r\n") if line)
+            self._headers = [(name.lower(), value.strip(b" \t")) for name, _, value in fields]
+        return self._headers
+
+
+class RequestHead(_Head):
     """A request's start line and fields. Framing is decided here and nowhere else."""
 
-    __slots__ = (
-        "chunked",
-        "connection",
-        "content_length",
-        "expects_continue",
-        "headers",
-        "host",
-        "http_1_0",
-        "keep_alive",
-        "method",
-        "target",
-        "upgrade",
-    )
+    __slots__ = ("expects_continue", "host", "http_1_0", "method", "target", "upgrade")
 
     method: bytes
     target: bytes
     http_1_0: bool
-    headers: Headers
     host: bytes
-    content_length: int | None
-    chunked: bool
-    keep_alive: bool
     expects_continue: bool
-    connection: list[bytes] | None
-    """Tokens of the Connection field: the names of fields that must not be passed on."""
     upgrade: bytes | None
     """The protocol asked for (lower case), where Connection says so too."""
 
 
-class ResponseHead:
+class ResponseHead(_Head):
     """A response's status and fields."""
 
-    __slots__ = ("chunked", "connection", "content_length", "has_date", "headers", "keep_alive", "status")
+    __slots__ = ("status",)
 
     status: int
-    headers: Headers
-    content_length: int | None
-    chunked: bool
-    keep_alive: bool
-    connection: list[bytes] | None
-    """Tokens of the Connection field: the names of fields that must not be passed on."""
-    has_date: bool
 
 
 def find_head_end(data: bytes, searched: int = 0) -> int:
@@ -119,7 +193,7 @@ def find_head_end(data: bytes, searched: int = 0) -> int:
     return 0
 
 
-def parse_request_head(data: bytes, end: int) -> RequestHead:
+def parse_request_head(data: bytes, end: int, sorter: FieldSorter = PLAIN) -> RequestHead:
     """Read the request head in `data[:end]`.
 
     Raises:
@@ -130,31 +204,26 @@ def parse_request_head(data: bytes, end: int) -> RequestHead:
         raise WireError("The request line or a header field is malformed.")
     head = RequestHead()
     head.method, head.target, minor, block = match.groups()
-    head.headers, framing = _read_fields(block)
-    host = framing.get(b"host")
+    head.http_1_0 = minor == b"0"
+    head.keep_alive = minor == b"1"
+    head.read(block, minor, sorter)
+    noted = head.noted
+    host = noted.get(b"host")
     if host is None or not _host(host):
         raise HostError("Exactly one well-formed Host field is needed.")
     head.host = host
-    head.content_length = _content_length(framing)
-    head.chunked = _chunked(framing, minor)
-    head.http_1_0 = minor == b"0"
-    head.keep_alive = minor == b"1"
-    head.connection = head.upgrade = None
-    if b"connection" in framing:
-        head.connection = tokens = _tokens(framing[b"connection"])
-        if b"close" in tokens:
-            head.keep_alive = False
-        # HTTP/1.0 knows no upgrades (RFC 9110 section 7.8).
-        if minor == b"1" and b"upgrade" in tokens and b"upgrade" in framing:
-            head.upgrade = framing[b"upgrade"].lower()
-    # HTTP/1.0 knows no 1xx responses (RFC 9110 section 10.1.1).
-    head.expects_continue = (
-        minor == b"1" and b"expect" in framing and framing[b"expect"].lower() == b"100-continue"
-    )
+    head.expects_continue = False
+    head.upgrade = None
+    # HTTP/1.0 knows no 1xx responses and no upgrades (RFC 9110 sections 10.1.1 and 7.8).
+    if minor == b"1":
+        if b"expect" in noted:
+            head.expects_continue = noted[b"expect"].lower() == b"100-continue"
+        if b"upgrade" in noted and b"upgrade" in _tokens(noted.get(b"connection", b"")):
+            head.upgrade = noted[b"upgrade"].lower()
     return head
 
 
-def parse_response_head(data: bytes, end: int) -> ResponseHead:
+def parse_response_head(data: bytes, end: int, sorter: FieldSorter = PLAIN) -> ResponseHead:
     """Read the response head in `data[:end]`.
 
     Raises:
@@ -163,58 +232,35 @@ def parse_response_head(data: bytes, end: int) -> ResponseHead:
     match = _response_head(data, 0, end)
     if match is None:
         raise WireError("The status line or a header field is malformed.")
-    minor, status, block = match.groups()
     head = ResponseHead()
+    minor, status, block = match.groups()
     head.status = int(status)
-    head.headers, framing = _read_fields(block)
-    head.content_length = _content_length(framing)
-    head.chunked = _chunked(framing, minor)
-    head.has_date = b"date" in framing
-    head.connection = None
     head.keep_alive = minor == b"1"
-    if b"connection" in framing:
-        head.connection = tokens = _tokens(framing[b"connection"])
-        head.keep_alive = b"close" not in tokens and (minor == b"1" or b"keep-alive" in tokens)
+    head.read(block, minor, sorter)
+    if minor == b"0" and b"connection" in head.noted:
+        tokens = _tokens(head.noted[b"connection"])
+        head.keep_alive = b"keep-alive" in tokens and b"close" not in tokens
     return head
-
-
-def _read_fields(block: bytes) -> tuple[Headers, dict[bytes, bytes]]:
-    """Return all fields in order, and by name those that say how the message is framed or handled."""
-    headers: Headers = []
-    framing: dict[bytes, bytes] = {}
-    for line in block[:-2].split(b"\r\n") if block else ():
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        value = value.strip(b" \t")
-        headers.append((name, value))
-        if name in _FRAMING:
-            framing[name] = value if name not in framing else _combined(name, framing[name], value)
-    return headers, framing
 
 
 def _combined(name: bytes, earlier: bytes, value: bytes) -> bytes:
     if name == b"host":
         raise HostError("There is more than one Host field.")
-    if name not in _LISTS:
+    if name in _SINGLE:
         raise WireError(f"There is more than one {name.decode()} field.")
     return earlier + b"," + value
 
 
-def _chunked(framing: dict[bytes, bytes], minor: bytes) -> bool:
-    coding = framing.get(b"transfer-encoding")
-    if coding is None:
-        return False
-    if coding.lower() != b"chunked" or minor == b"0":
+def _chunked(noted: dict[bytes, bytes], minor: bytes) -> bool:
+    if noted[b"transfer-encoding"].lower() != b"chunked" or minor == b"0":
         raise WireError("Only Transfer-Encoding: chunked is understood, and only in HTTP/1.1.")
-    if b"content-length" in framing:
+    if b"content-length" in noted:
         raise WireError("Content-Length and Transfer-Encoding exclude each other.")
     return True
 
 
-def _content_length(framing: dict[bytes, bytes]) -> int | None:
-    value = framing.get(b"content-length")
-    if value is None:
-        return None
+def _content_length(noted: dict[bytes, bytes]) -> int:
+    value = noted[b"content-length"]
     if not value.isdigit() or len(value) > MAX_LENGTH_DIGITS:
         raise WireError("Content-Length must be one decimal number.")
     return int(value)
