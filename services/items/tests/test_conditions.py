@@ -180,6 +180,19 @@ async def test_both_versions_show_the_same_item(client: httpx.AsyncClient, owner
         assert (await client.get(f"/v1/items/{again.json()['id']}")).json()["price"] == price
 
 
+async def test_version_2_shows_a_price_in_one_way(
+    client: httpx.AsyncClient, owner: Headers, item: dict[str, Any]
+) -> None:
+    path = f"/v2/items/{item['id']}"
+    headers = {**owner, "If-Match": "*"}
+    for price, shown in (("250", "250.00"), ("17.5", "17.50"), ("0.01", "0.01")):
+        for method, body in (("PATCH", {"price": price}), ("PUT", {**COMPASS_V2, "price": price})):
+            changed = await client.request(method, path, json=body, headers=headers)
+            assert changed.json()["price"] == shown
+            read = await client.get(path)
+            assert (read.headers["etag"], read.content) == (changed.headers["etag"], changed.content)
+
+
 BAD_PRICES = (
     19.99, "0", "0.00", "-1", "1.", ".5", "1.005", "01", "1e3", " 1", "1000000.01", "NaN", "١", "", None, True, "1_0",
 )  # fmt: skip

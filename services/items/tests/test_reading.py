@@ -1,5 +1,6 @@
 """Reads while the database goes away and comes back."""
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -8,7 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from items.app import create_app
+from items.reading import Reader
 from items.settings import ItemsSettings
+from shared.errors import DatabaseUnavailable
 from shared.testing import TokenIssuer, eventually, free_port, serving
 
 pytestmark = pytest.mark.integration
@@ -51,3 +54,34 @@ async def test_reads_without_a_database_are_told_to_come_again(settings: ItemsSe
             assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
             assert answer.headers["retry-after"] == "1"
             assert "127.0.0.1" not in answer.text
+
+
+async def test_a_read_after_an_outage_does_not_wait_for_a_pause_that_grew_with_it(
+    settings: ItemsSettings,
+) -> None:
+    """Seconds after its begin, the pool tries as often as at first, whoever asks."""
+    attempts = 0
+
+    def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"postgresql://nobody:hidden@127.0.0.1:{port}/nothing?sslmode=disable&gssencmode=disable"
+        away = settings.model_copy(
+            update={
+                "database_url": SecretStr(url),
+                "database_pool_size": 1,
+                "database_pool_timeout": 0.1,
+            }
+        )
+        async with Reader(away) as reader:
+
+            async def tried_often() -> bool:
+                with pytest.raises(DatabaseUnavailable):
+                    await reader.rows("SELECT 1", {}, prepare=False)
+                return attempts > 8
+
+            await eventually(tried_often)  # at twice the pause each time, it would take minutes

@@ -23,7 +23,7 @@ class Cursors:
     def seal(self, position: list[Any], *, scope: bytes) -> str:
         """Return a cursor for a position; `scope` is the list that it belongs to: its sort and its filters."""
         place = orjson.dumps(position)
-        return urlsafe_b64encode(self._sign(place, scope) + place).rstrip(b"=").decode()
+        return _spelled(self._sign(place, scope) + place)
 
     def open(self, cursor: str, *, scope: bytes) -> list[Any]:
         """Return the position that was sealed for this list.
@@ -35,6 +35,9 @@ class Cursors:
             sealed = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         except (binascii.Error, ValueError):
             raise CursorInvalid from None
+        # One text has many spellings in base64: the decoder skips what it does not know.
+        if _spelled(sealed) != cursor:
+            raise CursorInvalid
         signature, place = sealed[:SIGNATURE_BYTES], sealed[SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._sign(place, scope)):
             raise CursorInvalid
@@ -43,3 +46,7 @@ class Cursors:
 
     def _sign(self, place: bytes, scope: bytes) -> bytes:
         return hmac.digest(self._key, b"%d %b%b" % (len(scope), scope, place), "sha256")[:SIGNATURE_BYTES]
+
+
+def _spelled(sealed: bytes) -> str:
+    return urlsafe_b64encode(sealed).rstrip(b"=").decode()

@@ -33,7 +33,9 @@ class Version(NamedTuple):
 
 
 V1 = Version("/v1/items", float, lambda items, _cursor: items, links=True)
-V2 = Version("/v2/items", str, lambda items, cursor: {"items": items, "next_cursor": cursor}, links=False)
+V2 = Version(
+    "/v2/items", "{:.2f}".format, lambda items, cursor: {"items": items, "next_cursor": cursor}, links=False
+)
 
 
 async def create(

@@ -21,6 +21,10 @@ log = get_logger(__name__)
 
 _DIALECT = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
 
+RECONNECT_TIMEOUT = 1.0
+"""Seconds after which the pool gives up a connection that it cannot make, for the next read to ask for another: left to
+itself it would double its pauses, and after an outage be blind for as long again."""
+
 Row = tuple[Any, ...]
 
 
@@ -40,6 +44,7 @@ class Reader:
             max_size=settings.database_pool_size,
             timeout=settings.database_pool_timeout,
             max_lifetime=RECYCLE_AFTER,
+            reconnect_timeout=RECONNECT_TIMEOUT,
             open=False,
             kwargs={
                 "autocommit": True,
