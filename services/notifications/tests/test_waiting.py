@@ -53,3 +53,22 @@ async def test_inbox_hands_out_in_order_what_came_before_and_comes_later() -> No
     await asyncio.sleep(0)
     inbox.put_nowait(3)
     assert await later == 3
+
+
+async def test_whoever_takes_from_a_full_inbox_lets_others_run_each_time() -> None:
+    inbox = Inbox[int]()
+    turns: list[str] = []
+
+    async def take_all() -> None:
+        while not inbox.empty():
+            turns.append(f"took {await inbox.get()}")
+
+    async def other() -> None:
+        while len(turns) < 4:
+            turns.append("other")
+            await asyncio.sleep(0)
+
+    inbox.put_nowait(1)
+    inbox.put_nowait(2)
+    await asyncio.gather(take_all(), other())
+    assert turns == ["other", "took 1", "other", "took 2"]

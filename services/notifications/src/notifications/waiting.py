@@ -40,7 +40,11 @@ class Flag:
 
 
 class Inbox(Generic[T]):
-    """An asyncio.Queue without a bound, read by one task."""
+    """An asyncio.Queue without a bound, read by one task.
+
+    Whoever takes from it lets others run first, each time: a client that sends thousands of frames at once has them read
+    one by one, between what others have to do.
+    """
 
     __slots__ = ("_arrived", "_items")
 
@@ -59,6 +63,8 @@ class Inbox(Generic[T]):
 
     async def get(self) -> T:
         """Take the first item, once there is one."""
+        if self._items:
+            await asyncio.sleep(0)
         while not self._items:
             self._arrived.clear()
             await self._arrived.wait()
