@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 
 from notifications import sse
 from notifications.app import create_app
+from notifications.live import LiveReader
 from notifications.protocol import SocketProtocol
 from notifications.settings import NotificationsSettings
 from shared.testing import TokenIssuer, eventually, serving
@@ -181,6 +183,23 @@ async def test_the_stream_ends_when_its_session_is_revoked(
         await events.subscribed()
         await publisher.revoke("the-session")
         await events.ended()
+
+
+async def test_a_session_that_ends_before_the_stream_begins_is_a_401(
+    app: FastAPI, client: httpx.AsyncClient, publisher: Publisher, token_issuer: TokenIssuer
+) -> None:
+    live = app.state.live
+    reader = LiveReader(live.history._broker, live.hub, live.history, memory=1)
+    app.state.live = replace(live, reader=reader)  # one that does not run
+    headers = token_issuer.authorization(1, sid="the-session")
+    asked = asyncio.create_task(client.get("/v1/events?topics=items", headers=headers))
+    await eventually(lambda: len(reader.caught_up._waiters) == 1)  # its token was good
+
+    await publisher.revoke("the-session")
+    await eventually(lambda: "the-session" in live.connections._revocations)
+    reader.caught_up.set()
+    answer = await asked
+    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_token")
 
 
 async def test_a_drain_ends_the_stream(settings: NotificationsSettings, token_issuer: TokenIssuer) -> None:

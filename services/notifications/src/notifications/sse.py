@@ -24,6 +24,7 @@ from notifications.stream import LiveStream
 from notifications.topics import MAX_TOPIC_LENGTH, MAX_TOPICS, Channel, channel_of
 from notifications.websocket import EXPIRY_NOTICE, STREAM_TIMEOUT
 from shared.auth import CurrentUser
+from shared.errors import InvalidToken
 from shared.openapi import problems
 from shared.tasks import running
 from shared.tokens import Principal
@@ -149,9 +150,12 @@ class Follower:
         """Count the client while the block runs, and end it when its token does.
 
         Raises:
+            InvalidToken: the session has ended meanwhile.
             TooManyConnections: some cap is reached.
         """
         stream, loop = self._stream, asyncio.get_running_loop()
+        if self.principal is not None and stream.connections.is_revoked(self.principal):
+            raise InvalidToken("The session has ended.")  # since the token was verified
         try:
             stream.connections.enter(self)
         except TooManyConnections as problem:
