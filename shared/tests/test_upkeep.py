@@ -9,6 +9,7 @@ from sqlalchemy import func, select, text
 from shared import upkeep as upkeep_module
 from shared.database import Database
 from shared.metrics import Metrics
+from shared.settings import MAX_OUTBOX_RETENTION_DAYS
 from shared.streams import MAX_EVENT_AGE
 from shared.tasks import running
 from shared.testing import eventually
@@ -64,11 +65,11 @@ async def test_published_events_go_after_their_retention_and_waiting_ones_never(
 async def test_received_events_are_remembered_as_long_as_they_can_come_again(
     database: Database, upkeep: Upkeep
 ) -> None:
-    # The stream keeps an event for MAX_EVENT_AGE; the outbox may refill the stream for two more days.
+    # The stream keeps an event for MAX_EVENT_AGE, and another service's outbox may refill the stream for longer than this one's.
     for name, days in (
         ("new", 0),
-        ("may come again", MAX_EVENT_AGE.days + 2),
-        ("gone", MAX_EVENT_AGE.days + 6),
+        ("may come again", MAX_EVENT_AGE.days + MAX_OUTBOX_RETENTION_DAYS),
+        ("gone", MAX_EVENT_AGE.days + MAX_OUTBOX_RETENTION_DAYS + 4),
     ):
         await _run(
             database,

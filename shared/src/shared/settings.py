@@ -33,6 +33,8 @@ from pydantic_settings import (
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 KEY_BYTES = 32
+MAX_OUTBOX_RETENTION_DAYS = 30
+"""Every consumer remembers what it received for longer than any outbox could publish it again (upkeep.py)."""
 
 
 def key_bytes(value: SecretStr) -> bytes:
@@ -179,6 +181,7 @@ class DatabaseSettings(Settings):
     outbox_retention_days: float = Field(
         7,
         gt=0,
+        le=MAX_OUTBOX_RETENTION_DAYS,
         description="Days that published events stay in the outbox, to refill a lost stream from.",
     )
     migrations_dir: Path | None = Field(

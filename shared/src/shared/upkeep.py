@@ -15,7 +15,7 @@ from shared.database import Database
 from shared.logs import get_logger
 from shared.metrics import Metrics
 from shared.outbox import OutboxRow
-from shared.settings import DatabaseSettings
+from shared.settings import MAX_OUTBOX_RETENTION_DAYS, DatabaseSettings
 from shared.streams import MAX_EVENT_AGE
 
 log = get_logger(__name__)
@@ -30,7 +30,9 @@ PRUNE_BATCH = 1000
 """Rows that one transaction deletes: its locks and its WAL stay small."""
 PRUNE_PAUSE = 0.05
 """Seconds between two batches, for others to get at the disk."""
-INBOX_MARGIN = timedelta(days=3)
+INBOX_RETENTION = MAX_EVENT_AGE + timedelta(days=MAX_OUTBOX_RETENTION_DAYS + 3)
+"""How long an event that was received is remembered. It may come again as long as the stream has it, and once more when an
+outbox refills the stream: that of another service, whose retention this one does not know."""
 PRUNE_LOCK = 7_305_811_003
 
 # Rows of an age are neither changed nor read by anybody else: their place (ctid) names them.
@@ -51,8 +53,6 @@ class Upkeep:
         self._database = database
         self._metrics = metrics
         self._outbox_retention = timedelta(days=settings.outbox_retention_days)
-        # An event may come again as long as the stream has it, and once more when the outbox refills the stream.
-        self._inbox_retention = MAX_EVENT_AGE + self._outbox_retention + INBOX_MARGIN
         self._backlog = metrics.level(
             "outbox_backlog", "Committed events that are not published yet, at most 100 000."
         )
@@ -94,7 +94,7 @@ class Upkeep:
         """Delete what is old, batch by batch, unless another process is at it."""
         for table, statement, retention in (
             ("outbox", _PRUNE_OUTBOX, self._outbox_retention),
-            ("inbox", _PRUNE_INBOX, self._inbox_retention),
+            ("inbox", _PRUNE_INBOX, INBOX_RETENTION),
         ):
             while (deleted := await self._delete_batch(statement, retention)) > 0:
                 self._metrics.cells[self._pruned[table]] += deleted
