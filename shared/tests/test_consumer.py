@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,11 @@ from shared.dead_letters import DeadLetter
 from shared.events import Envelope, encode
 from shared.ids import new_id
 from shared.metrics import Collector, Metrics, exposition
+from shared.pull import Pull
 from shared.streams import DEAD, EVENTS, declare
 from shared.tasks import running
 from shared.testing import eventually
+from shared.times import utc_now
 from stack.testing import ANY_KEY, refusing_connections
 
 pytestmark = pytest.mark.integration
@@ -317,6 +321,34 @@ async def test_delivery_limit_sets_aside_before_the_handler_runs_again(
     assert letter.published_at <= letter.first_failure_at < letter.last_failure_at
     assert letter.headers == {"Traceparent": "as it came"}
     assert dead.data == sent[0]
+
+
+async def test_letters_of_a_stream_that_was_made_anew_are_others(operator: Broker) -> None:
+    first = DeadLetter(
+        consumer="notes",
+        cause="poison",
+        stream=EVENTS,
+        subject="events.probe.happened.1",
+        sequence=1,
+        deliveries=1,
+        published_at=utc_now(),
+        first_failure_at=None,
+        last_failure_at=None,
+        headers={},
+    )
+    again = replace(first, published_at=first.published_at + timedelta(minutes=1))
+    for letter in (first, first, again):
+        await operator.js.publish("dead.probe.notes", b"", headers=letter.to_headers())
+    assert len(await _dead(operator)) == 2
+
+
+async def test_a_pull_that_ends_without_a_connection_leaves_no_subscription(operator: Broker) -> None:
+    before = set(operator.client._subs)
+    async with Pull(operator, EVENTS, "nobody", batch=1):
+        assert set(operator.client._subs) > before
+        operator.connected.clear()
+    assert set(operator.client._subs) == before
+    operator.connected.set()
 
 
 async def test_dead_letter_waits_until_it_can_be_stored(

@@ -27,6 +27,7 @@ from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.events import Envelope
 from shared.relay import Relay
+from shared.replay import LONGEST_TRANSACTION, Progress, Selection
 from shared.streams import DEAD, EVENTS, declare
 from shared.tasks import running
 from shared.testing import eventually
@@ -188,6 +189,20 @@ async def test_replay_takes_what_is_chosen_and_a_dry_run_publishes_nothing(
         await session.execute(text("UPDATE outbox SET event_id = event_id || '-late'"))
     assert (await events(*chosen, user="items")).code == 0
     assert await _subjects(operator) == [f"events.items.item.created.{item}" for item in (first, second)]
+
+
+@pytest.mark.parametrize("since", ["yesterday", "99999999999d", "900000d", "2026-13-01"])
+async def test_a_time_that_is_none_is_a_usage_error(events: Run, since: str) -> None:
+    done = await events("replay", "--since", since)
+    assert (done.code, "is no time" in done.err, "Traceback" in done.err) == (2, True, False)
+
+
+def test_an_interrupted_replay_goes_on_where_no_longer_transaction_is_passed_over() -> None:
+    now = utc_now()
+    selection = Selection(since=now - timedelta(hours=1))
+    assert Progress().resume(selection) == selection.since
+    assert Progress(reached=now).resume(selection) == now - LONGEST_TRANSACTION
+    assert Progress(reached=selection.since).resume(selection) == selection.since
 
 
 @pytest.mark.usefixtures("operator")

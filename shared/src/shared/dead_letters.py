@@ -97,7 +97,8 @@ class DeadLetter:
             "Headers": json.dumps(dict(self.headers)),
         }
         return {
-            Header.MSG_ID: f"{self.stream}.{self.consumer}.{self.sequence}",
+            # With its time: a stream that was made anew counts from 1 again.
+            Header.MSG_ID: f"{self.stream}.{self.consumer}.{self.sequence}.{self.published_at.isoformat()}",
             **{_PREFIX + name: value for name, value in told.items() if value},
         }
 

@@ -101,11 +101,11 @@ def _describe(parser: argparse.ArgumentParser) -> None:
 
 def _moment(text: str) -> datetime:
     """Read a point in time: ISO 8601, or how long ago."""
-    if found := re.fullmatch(r"(\d+)([smhd])", text):
-        return utc_now() - timedelta(**{_UNITS[found[2]]: int(found[1])})
     try:
+        if found := re.fullmatch(r"(\d+)([smhd])", text):
+            return utc_now() - timedelta(**{_UNITS[found[2]]: int(found[1])})
         moment = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no time: 2026-01-31T12:00Z, or 12h") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -178,7 +178,7 @@ async def _replay(tool: Tool, arguments: argparse.Namespace) -> int:
                 try:
                     done = await replay(database, broker, selection, report=report)
                 except (NATSError, OSError, TimeoutError) as error:
-                    since = reached[0].reached if reached else selection.since
+                    since = (reached[0] if reached else Progress()).resume(selection)
                     raise Failed(
                         f"stopped ({str(error) or type(error).__name__}): go on with --since {told(since)}"
                     ) from error

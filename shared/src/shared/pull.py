@@ -7,11 +7,12 @@ handed over as they arrive, and missing heartbeats end the iteration for the cal
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Self
 
 import orjson
 from nats.aio.msg import Msg
+from nats.errors import ConnectionClosedError, ConnectionDrainingError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from shared.broker import Broker
@@ -57,9 +58,11 @@ class Pull:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # Without a connection too: the client would subscribe anew, and the server answer an old request to nobody.
+        with suppress(ConnectionClosedError, ConnectionDrainingError):
+            await self._subscription.unsubscribe()
         if not self._broker.connected.is_set():
             return
-        await self._subscription.unsubscribe()
         while not self._arrived.empty():
             message = self._arrived.get_nowait()
             if self._acknowledges and message.reply.startswith("$JS.ACK."):

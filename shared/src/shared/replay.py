@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nats.js.api import Header
 from sqlalchemy import Select, func, select
@@ -20,6 +20,8 @@ from shared.relay import windows
 from shared.streams import EVENTS, ensure
 
 BATCH = 500
+LONGEST_TRANSACTION = timedelta(minutes=5)
+"""Events stand in the order in which they were written, and are selected by the time at which their transaction began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,13 @@ class Progress:
     """Of those published, what the stream had already."""
     by_type: Counter[str] = field(default_factory=Counter)
     reached: datetime | None = None
-    """When the last event that was dealt with was committed: go on from here."""
+    """When the transaction of the last event that was dealt with began."""
+
+    def resume(self, selection: Selection) -> datetime:
+        """Return the time to go on from: what began before the last event may stand behind it, if it took longer."""
+        if self.reached is None:
+            return selection.since
+        return max(selection.since, self.reached - LONGEST_TRANSACTION)
 
 
 async def replay(
