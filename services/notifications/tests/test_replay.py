@@ -5,11 +5,13 @@ import contextlib
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 
 from notifications.app import create_app
 from notifications.frames import Cursor
+from notifications.history import History
 from notifications.hub import LiveEvent
 from notifications.protocol import SocketProtocol
 from notifications.settings import NotificationsSettings
@@ -19,7 +21,7 @@ from shared.times import utc_now
 from stack.testing import Publisher
 
 from .conftest import ItemCreated, ItemUpdated, UserRegistered, operator
-from .live_client import configure, receive, subscribed
+from .live_client import closed, configure, receive, subscribed
 
 pytestmark = pytest.mark.integration
 
@@ -176,6 +178,27 @@ async def test_every_replica_tells_the_same_in_the_same_order(
         await asyncio.gather(*(publisher.publish(ItemCreated(id=number)) for number in range(2, 101)))
         one, two = [[await receive(socket) for _ in range(100)] for socket in sockets]
         assert one == two  # the cursors, too: a client may go on at any of them
+
+
+async def test_a_fault_of_the_service_ends_the_clients_connection_and_no_other(
+    app: FastAPI, url: str, token_issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault")
+
+    headers = token_issuer.authorization(1)
+    async with subscribed(url, headers, "items") as other:
+        cursor = str(app.state.live.hub.position)
+        monkeypatch.setattr(History, "after", fail)
+        async with subscribed(url, headers, "items", cursor) as socket:
+            assert await closed(socket) == 1011
+        async with (
+            httpx.AsyncClient(base_url=url, trust_env=False) as client,
+            client.stream("GET", "/v1/events?topics=items", headers=headers, timeout=20) as response,
+        ):
+            assert b"subscribed" in await response.aread()  # it ends
+        await other.send('{"type":"ping"}')
+        assert (await receive(other))["type"] == "pong"
 
 
 async def test_clients_wait_their_turn_to_have_the_stream_read(

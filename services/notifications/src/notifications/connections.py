@@ -15,6 +15,7 @@ from shared.revocations import Revocations
 from shared.tokens import Principal
 
 POLICY_VIOLATION = 1008
+INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
 TRY_AGAIN_LATER = 1013
 TOKEN_EXPIRED = 4401

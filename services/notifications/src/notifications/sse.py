@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from notifications.connections import TOKEN_EXPIRED, TRY_AGAIN_LATER, address_of
+from notifications.connections import INTERNAL_ERROR, TOKEN_EXPIRED, TRY_AGAIN_LATER, address_of
 from notifications.errors import (
     CursorInvalid,
     StreamUnavailable,
@@ -25,10 +25,12 @@ from notifications.topics import MAX_TOPIC_LENGTH, MAX_TOPICS, Channel, channel_
 from notifications.websocket import EXPIRY_NOTICE, STREAM_TIMEOUT
 from shared.auth import CurrentUser
 from shared.errors import InvalidToken
+from shared.logs import get_logger
 from shared.openapi import problems
 from shared.tasks import running
 from shared.tokens import Principal
 
+log = get_logger(__name__)
 router = APIRouter(prefix="/v1/events", tags=["live"])
 
 MEDIA_TYPE = "text/event-stream"
@@ -222,6 +224,11 @@ class Follower:
             )  # fmt: skip
         except TimeoutError:
             self.end(TRY_AGAIN_LATER, "the event stream cannot be read now")
+            return
+        except Exception:
+            # One client's misfortune is no reason to stop the process, as a task that fails would.
+            log.exception("live.failed")
+            self.end(INTERNAL_ERROR, "internal error")
             return
         stream.meters.replayed(replayed)
         if self._ended is None:

@@ -9,7 +9,13 @@ from starlette.datastructures import State
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from notifications.connections import POLICY_VIOLATION, TOKEN_EXPIRED, TRY_AGAIN_LATER, address_of
+from notifications.connections import (
+    INTERNAL_ERROR,
+    POLICY_VIOLATION,
+    TOKEN_EXPIRED,
+    TRY_AGAIN_LATER,
+    address_of,
+)
 from notifications.errors import CursorInvalid, TooManyConnections, TooManyTopics
 from notifications.frames import (
     Auth,
@@ -79,6 +85,10 @@ async def _serve(socket: WebSocket, state: State) -> None:
         connection.end(closing.code, closing.reason)
     except WebSocketDisconnect:
         pass
+    except Exception:
+        # uvicorn would leave the socket open: the client would hear nothing any more, and never know.
+        connection.end(INTERNAL_ERROR, "internal error")
+        raise
     finally:
         connection.leave()
 
