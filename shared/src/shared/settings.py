@@ -182,7 +182,7 @@ class DatabaseSettings(Settings):
         7,
         gt=0,
         le=MAX_OUTBOX_RETENTION_DAYS,
-        description="Days that published events stay in the outbox, to refill a lost stream from.",
+        description="Days that published events stay in the outbox, to refill a lost stream from; at most 30.",
     )
     migrations_dir: Path | None = Field(
         None, description="Directory of the migrations. Default: beside the service's sources."
