@@ -81,6 +81,8 @@ def drilled() -> Iterator[System]:
 def patient_system() -> Iterator[System]:
     """A system that takes any number of requests, of wrong passwords and of mails; passwords cost next to nothing."""
     plenty = "1000000"
+    if "BASE_URL" in os.environ:
+        pytest.skip("needs limits out of the way: BASE_URL names another system")
     with running_system(
         USERS_ADMIN_EMAIL=ADMIN_EMAIL,
         USERS_ADMIN_PASSWORD=ADMIN_PASSWORD,

@@ -22,8 +22,6 @@ HERE = Path(__file__).parent
 FUZZING = "FUZZ_CASES" in os.environ
 
 pytestmark = [
-    # With `make fuzz` only, until a run of everything was seen green.
-    pytest.mark.soak,
     pytest.mark.xdist_group("conformance"),
     pytest.mark.timeout(0 if FUZZING else 300),
 ]

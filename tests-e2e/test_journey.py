@@ -1,6 +1,7 @@
 """The main job of Tollhouse, end to end."""
 
 import email
+import json
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from shared.testing import TokenIssuer, eventually
+
+CONTRACTS = Path(__file__).parent.parent / "contracts"
 
 
 async def test_register_create_watch_notify_mail(system: System, ada: Person, bob: Person) -> None:
@@ -148,6 +151,17 @@ async def test_one_openapi_document_describes_all_services(system: System) -> No
     assert {"item_not_found", "email_taken", "recipient_not_allowed", "route_not_found"} <= {
         entry["code"] for entry in catalogue
     }
+
+
+async def test_the_committed_openapi_document_is_the_one_served(system: System) -> None:
+    committed = json.loads((CONTRACTS / "openapi.json").read_text(encoding="utf-8"))
+    async with httpx.AsyncClient(base_url=system.url, trust_env=False) as http:
+
+        async def served() -> bool:
+            """Say whether it is that; a copy of a service that is just starting again is marked, for a while."""
+            return bool((await http.get("/openapi.json")).json() == committed)
+
+        await eventually(served, within=30)
 
 
 async def test_the_way_of_an_event_can_be_followed_in_the_metrics(embedded: System, ada: Person) -> None:

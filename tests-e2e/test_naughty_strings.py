@@ -5,11 +5,11 @@ from typing import Any
 
 import httpx
 import pytest
-from journey import ADMIN_EMAIL, ADMIN_PASSWORD, Person, System
+from journey import ADMIN_EMAIL, ADMIN_PASSWORD, Person, System, unique_email
 from naughty import NAUGHTY
 from schemathesis_hooks import ENDS_THE_SESSION_IN_USE
 
-pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("conformance"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.xdist_group("conformance"), pytest.mark.timeout(300)]
 
 STRINGS = [string for strings in NAUGHTY.values() for string in strings]
 STREAMS = ("live_events",)
@@ -50,7 +50,11 @@ async def test_text_in_bodies_is_kept_as_sent_or_refused(admin: Person) -> None:
             encoding = "data" if "form" in media_type else "json"
             for field in (name for name, kind in schema["properties"].items() if _takes_text(kind)):
                 for string in STRINGS:
-                    sent: dict[str, Any] = {encoding: {**schema["examples"][0], field: string}}
+                    body = {**schema["examples"][0], field: string}
+                    if "email" in body and field != "email":
+                        # An address that is taken would be 409, whatever else was sent.
+                        body["email"] = unique_email()
+                    sent: dict[str, Any] = {encoding: body}
                     answer = await admin.http.request(method, path, headers={"If-Match": "*"}, **sent)
                     what = (operation["operationId"], field, string, answer.status_code, answer.text[:300])
                     assert answer.status_code < 500, what
