@@ -35,21 +35,19 @@ PROGRAMS = {
 
 def settings_classes() -> dict[str, type[Settings]]:
     """Every settings class of the product by its prefix: services first, in their order of starting."""
-    for package in ("shared", *(spec.name for spec in TOLLHOUSE.services)):
+    services = [spec.name for spec in TOLLHOUSE.services]
+    modules = set()  # those of the product: tests have settings classes of their own
+    for package in ("shared", *services):
         paths = importlib.import_module(package).__path__
         for module in pkgutil.walk_packages(paths, f"{package}."):
             if "testing" not in module.name and not module.name.endswith(".__main__"):
                 importlib.import_module(module.name)
-    order = [spec.name for spec in TOLLHOUSE.services]
-    found = {
-        one.service: one
-        for one in _subclasses(Settings)
-        if one.__module__.split(".")[0] in {"shared", *order}
-    }
+                modules.add(module.name)
+    found = {one.service: one for one in _subclasses(Settings) if one.__module__ in modules}
     return dict(
         sorted(
             found.items(),
-            key=lambda entry: (entry[0] not in order, order.index(entry[0]) if entry[0] in order else 0),
+            key=lambda entry: services.index(entry[0]) if entry[0] in services else len(services),
         )
     )
 
