@@ -13,7 +13,8 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -238,6 +239,21 @@ class _OperatorSettings(Settings):
     port: int = 1
 
 
+@asynccontextmanager
+async def operator(data_dir: Path, port_offset: int) -> AsyncIterator[Broker]:
+    """Connect to the NATS of an embedded stack as the operator."""
+    secrets = json.loads((data_dir / "credentials.json").read_text())
+    settings = _OperatorSettings(
+        nats_url=f"nats://127.0.0.1:{ports.NATS + port_offset}",
+        nats_user=nats.OPERATOR,
+        nats_password=SecretStr(secrets[f"nats.{nats.OPERATOR}"]),
+    )
+    async with Broker(settings) as broker:
+        async with asyncio.timeout(30):
+            await broker.connected.wait()
+        yield broker
+
+
 async def gather(data_dir: Path, port_offset: int, *, since: datetime) -> Facts:
     """Read the databases and the stream of an embedded stack: what concerns item events from `since` on."""
     secrets = json.loads((data_dir / "credentials.json").read_text())
@@ -269,16 +285,9 @@ async def gather(data_dir: Path, port_offset: int, *, since: datetime) -> Facts:
                 [since],
             )
         )
-    settings = _OperatorSettings(
-        nats_url=f"nats://127.0.0.1:{ports.NATS + port_offset}",
-        nats_user=nats.OPERATOR,
-        nats_password=SecretStr(secrets[f"nats.{nats.OPERATOR}"]),
-    )
     known = {event.event_id for event in outbox}
     stream: list[Event] = []
-    async with Broker(settings) as broker:
-        async with asyncio.timeout(30):
-            await broker.connected.wait()
+    async with operator(data_dir, port_offset) as broker:
         info = await broker.js.stream_info(EVENTS)
         async with following(broker, EVENTS, start=1, batch=500) as (messages, pending):
             left = pending

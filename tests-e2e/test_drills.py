@@ -11,12 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import checker
 import httpx
 import psutil
 import psycopg
@@ -24,13 +25,11 @@ import pytest
 from checker import Facts, Report, check, gather
 from journey import System
 from load import Load
-from pydantic import SecretStr
 
 from shared.broker import Broker
-from shared.settings import Settings
 from shared.streams import EVENTS
 from shared.testing import eventually
-from stack import nats, postgres
+from stack import postgres
 from stack import settings as ports
 
 PROCESSES = ("gateway", "users", "items", "notifications", "nats", "postgres")
@@ -88,23 +87,10 @@ def secret(system: System, name: str) -> str:
     return str(json.loads((system.data_dir / "credentials.json").read_text())[name])
 
 
-class _OperatorSettings(Settings):
-    service = "drill"
-
-    port: int = 1
-
-
-@asynccontextmanager
-async def operator(system: System) -> AsyncIterator[Broker]:
+def operator(system: System) -> AbstractAsyncContextManager[Broker]:
     """Connect to NATS as the operator."""
-    settings = _OperatorSettings(
-        nats_url=f"nats://127.0.0.1:{ports.NATS + system.offset}",
-        nats_user=nats.OPERATOR,
-        nats_password=SecretStr(secret(system, f"nats.{nats.OPERATOR}")),
-    )
-    async with Broker(settings) as broker:
-        await asyncio.wait_for(broker.connected.wait(), 30)
-        yield broker
+    assert system.data_dir is not None
+    return checker.operator(system.data_dir, system.offset)
 
 
 async def kill_at_random(system: System, load: Load, *, times: int, pause: float) -> dict[str, int]:
