@@ -46,10 +46,12 @@ router = APIRouter()
 class Welcome(BaseModel):
     """Where to go from here."""
 
-    status: Literal["ok"] = "ok"
-    name: str = "Tollhouse"
-    framework: str = "FastAPI"
-    version: str = Field(examples=["0.1.0"])
+    status: Literal["ok"] = Field(
+        "ok", description="Always `ok`; `/health/ready` says which services can be reached."
+    )
+    name: str = Field("Tollhouse", description="What gateway and services are called together.")
+    framework: str = Field("FastAPI", description="What the services are made with.")
+    version: str = Field(description="The gateway's; the services have their own.", examples=["0.1.0"])
     docs: str = Field("/docs", description="This API, to be tried out.")
     redoc: str = Field("/redoc", description="The same, to be read.")
     openapi: str = Field("/openapi.json", description="The same, for programs.")
@@ -61,7 +63,7 @@ class ProblemKind(BaseModel):
     """A problem that some operation may answer."""
 
     code: str = Field(description="Stable; what programs should look at.", examples=["item_not_found"])
-    title: str = Field(examples=["Item not found"])
+    title: str = Field(description="The code in words.", examples=["Item not found"])
     status: int = Field(description="Of the response.", examples=[404])
     description: str = Field(
         description="What it means and what to do.",
@@ -72,7 +74,9 @@ class ProblemKind(BaseModel):
 class GatewayReadiness(BaseModel):
     """The gateway serves; `degraded`: some service is away just now, or NATS, and with it news of revoked sessions."""
 
-    status: Literal["ready", "degraded"]
+    status: Literal["ready", "degraded"] = Field(
+        description="`degraded`: a service or NATS is away; what does not need it works."
+    )
     nats: Literal["up", "down"] = Field(description="`down`: revoked sessions are not heard of.")
     upstreams: dict[str, Literal["up", "down"]] = Field(
         description="The services.", examples=[{"items": "up", "notifications": "up", "users": "up"}]

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from shared.errors import NotReady
 from shared.openapi import problems
@@ -20,14 +20,18 @@ CHECK_TIMEOUT = 2.0
 class Health(BaseModel):
     """The process runs."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok"] = Field("ok", description="Always `ok`; a process that hangs does not answer.")
 
 
 class Readiness(BaseModel):
     """The process can serve."""
 
-    status: Literal["ready"] = "ready"
-    checks: dict[str, Literal["ok"]] = {}
+    status: Literal["ready"] = Field(
+        "ready", description="Always `ready`; a process that cannot serve answers 503."
+    )
+    checks: dict[str, Literal["ok"]] = Field(
+        {}, description="What the process needs to serve, each asked just now."
+    )
 
 
 def health_routes(checks: Mapping[str, Check] | None) -> APIRouter:

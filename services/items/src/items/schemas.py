@@ -41,18 +41,39 @@ def _price_text(value: Any) -> Any:
     return Decimal(value)
 
 
-Name = Annotated[Text, StringConstraints(min_length=1, max_length=120)]
-Description = Annotated[Text, StringConstraints(max_length=2000)]
+# Apart from the types, whose limits are for those who write.
+_NAME = Field(description="What it is called in lists; not unique, and searched by `q`.")
+_DESCRIPTION = Field(description="Plain text, also searched by `q`; null if there is none.")
+_IN_STOCK = Field(description="Whether it can be had now: what its owner says, not a count.")
+
+Name = Annotated[Text, StringConstraints(min_length=1, max_length=120), _NAME]
+Description = Annotated[Annotated[Text, StringConstraints(max_length=2000)] | None, _DESCRIPTION]
+InStock = Annotated[StrictBool, _IN_STOCK]
 Price = Annotated[
     Decimal,
     BeforeValidator(_exact),
     Field(gt=0, le=PRICE_MAX, decimal_places=2, allow_inf_nan=False),
-    WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": PRICE_MAX, "multipleOf": 0.01}),
+    WithJsonSchema(
+        {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": PRICE_MAX,
+            "multipleOf": 0.01,
+            "description": "In no named currency; kept as an exact decimal, which version 2 shows as a string.",
+        }
+    ),
 ]
 PriceText = Annotated[
     Decimal,
     BeforeValidator(_price_text),
-    WithJsonSchema({"type": "string", "pattern": _PRICE_TEXT, "examples": ["19.99"]}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": _PRICE_TEXT,
+            "examples": ["19.99"],
+            "description": "In no named currency; an exact decimal, as a string so that no reader rounds it.",
+        }
+    ),
 ]
 
 _EXAMPLE: JsonDict = {
@@ -86,9 +107,9 @@ class ItemWrite(_Body):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
 
     name: Name
-    description: Description | None = None
+    description: Description = None
     price: Price
-    in_stock: StrictBool = True
+    in_stock: InStock = True
 
 
 class ItemPatch(_Body):
@@ -97,9 +118,9 @@ class ItemPatch(_Body):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"price": 17.5}]})
 
     name: Name | MISSING = MISSING
-    description: Description | MISSING | None = MISSING
+    description: Description | MISSING = MISSING
     price: Price | MISSING = MISSING
-    in_stock: StrictBool | MISSING = MISSING
+    in_stock: InStock | MISSING = MISSING
 
 
 class ItemRead(BaseModel):
@@ -107,15 +128,17 @@ class ItemRead(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_MADE]})
 
-    id: int
-    name: str
-    description: str | None
+    id: int = Field(description="What the item's path ends in.")
+    name: Annotated[str, _NAME]
+    description: Annotated[str | None, _DESCRIPTION]
     price: Price
-    in_stock: bool
+    in_stock: Annotated[bool, _IN_STOCK]
     owner_id: int | None = Field(description="Null once the owner's account has been deleted.")
     version: int = Field(description="Grows by one with every change; the ETag has it.")
-    created_at: datetime
-    updated_at: datetime
+    created_at: datetime = Field(
+        description="When it was offered; lists are sorted by it unless told otherwise."
+    )
+    updated_at: datetime = Field(description="When `version` last grew; of a new item, `created_at`.")
 
 
 class ItemWriteV2(ItemWrite):
@@ -145,7 +168,7 @@ class ItemReadV2(ItemRead):
 class ItemPage(BaseModel):
     """A page of a list of items."""
 
-    items: list[ItemReadV2]
+    items: list[ItemReadV2] = Field(description="At most `limit`, in the order of `sort`.")
     next_cursor: str | None = Field(
         description="What the next page begins with; null at the end of the list."
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from unicodedata import category
 
 from email_validator import validate_email
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from shared.text import Email, Pattern, Text
 
@@ -44,12 +44,19 @@ class NotificationRead(BaseModel):
         },
     )
 
-    id: int
-    kind: str
-    title: str
-    data: dict[str, Any]
-    read_at: datetime | None
-    created_at: datetime
+    id: int = Field(description="What to mark it as read by; a later one has a greater id.")
+    kind: str = Field(
+        description="What happened, for programs: `welcome`, `item_created`, `item_changed_by_admin`, "
+        "`item_removed_by_admin`; more may come."
+    )
+    title: str = Field(description="The same for people, in English.")
+    data: dict[str, Any] = Field(
+        description="What it is about: `item_id` and `name` of an item; nothing for `welcome`."
+    )
+    read_at: datetime | None = Field(description="When it was first marked as read; null while unread.")
+    created_at: datetime = Field(
+        description="When the person was told, as a rule a moment after it happened."
+    )
 
 
 class UnreadCount(BaseModel):
@@ -57,7 +64,7 @@ class UnreadCount(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"unread": 2}]})
 
-    unread: int
+    unread: int = Field(description="All of the caller's with `read_at` null.")
 
 
 class MailCreate(BaseModel):
@@ -70,11 +77,16 @@ class MailCreate(BaseModel):
         },
     )
 
-    to: Annotated[Email, AfterValidator(with_ascii_domain)]
+    to: Annotated[Email, AfterValidator(with_ascii_domain)] = Field(
+        description="Your own verified address or one of an allowed domain; any with `notifications:send_any`, "
+        "or where no mail server is set."
+    )
     subject: Annotated[
         Text, AfterValidator(_one_line), ONE_LINE, StringConstraints(min_length=1, max_length=200)
-    ]
-    body: Annotated[Text, StringConstraints(min_length=1, max_length=100_000)]
+    ] = Field(description="One line: line breaks and control characters are refused.")
+    body: Annotated[Text, StringConstraints(min_length=1, max_length=100_000)] = Field(
+        description="Sent as plain text, without HTML."
+    )
 
 
 class MailQueued(BaseModel):
@@ -82,8 +94,8 @@ class MailQueued(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"queued": True, "id": 3}]})
 
-    queued: Literal[True] = True
-    id: int
+    queued: Literal[True] = Field(True, description="Always true: it is tried until sent or given up.")
+    id: int = Field(description="What became of it is at `/v1/notifications/email/{mail_id}`.")
 
 
 class MailRead(BaseModel):
@@ -105,9 +117,15 @@ class MailRead(BaseModel):
         },
     )
 
-    id: int
-    state: Literal["queued", "sent", "failed"]
-    attempts: int
-    last_error: str | None
-    created_at: datetime
-    sent_at: datetime | None
+    id: int = Field(description="From the answer to the request that sent it.")
+    state: Literal["queued", "sent", "failed"] = Field(
+        description="`queued` until it is handed over (`sent`), or refused for good or given up (`failed`)."
+    )
+    attempts: int = Field(description="Deliveries begun so far, including one under way.")
+    last_error: str | None = Field(
+        description="Why the last attempt failed; null if none has, and once the mail is sent."
+    )
+    created_at: datetime = Field(description="When it was asked for.")
+    sent_at: datetime | None = Field(
+        description="When it was handed over; null before that, and if it has failed."
+    )

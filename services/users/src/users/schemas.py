@@ -33,13 +33,34 @@ def _each_once(scopes: list[Scope]) -> list[Scope]:
     return sorted(set(scopes))
 
 
-FullName = Annotated[Text, StringConstraints(max_length=200)]
+_FULL_NAME = Field(description="What the person wants to be called; null if not told.")
+
+FullName = Annotated[Annotated[Text, StringConstraints(max_length=200)] | None, _FULL_NAME]
 Password = Annotated[
-    SecretStr, Field(min_length=PASSWORD_MIN, max_length=PASSWORD_MAX), AfterValidator(_encodable)
+    SecretStr,
+    Field(
+        min_length=PASSWORD_MIN,
+        max_length=PASSWORD_MAX,
+        description="Any characters; one that is guessed first or known from a breach is refused.",
+    ),
+    AfterValidator(_encodable),
 ]
-
-
-Code = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
+Code = Annotated[
+    Text,
+    StringConstraints(min_length=1, max_length=64),
+    Field(description="From the mail; good for one use, until it expires or a newer one is mailed."),
+]
+IsActive = Annotated[
+    bool, Field(strict=True, description="False ends the person's sessions, and nobody can log in.")
+]
+Scopes = Annotated[
+    list[Scope],
+    Field(
+        max_length=50,
+        description="All that the account is to have; taking one away ends the person's sessions.",
+    ),
+    AfterValidator(_each_once),
+]
 
 
 class UserCreate(BaseModel):
@@ -54,9 +75,11 @@ class UserCreate(BaseModel):
         },
     )
 
-    email: Email
+    email: Email = Field(
+        description="To log in with, whatever its case; a code that verifies it is mailed there."
+    )
     password: Password
-    full_name: FullName | None = None
+    full_name: FullName = None
 
 
 class UserRead(BaseModel):
@@ -79,13 +102,15 @@ class UserRead(BaseModel):
         },
     )
 
-    id: int
-    email: str
-    full_name: str | None
-    is_active: bool
-    email_verified: bool
-    scopes: list[str]
-    created_at: datetime
+    id: int = Field(description="Never changes; items have it as `owner_id`.")
+    email: str = Field(
+        description="As the person wrote it; a new one counts once a code mailed to it comes back."
+    )
+    full_name: Annotated[str | None, _FULL_NAME]
+    is_active: bool = Field(description="Administrators change it; while it is false, nobody can log in.")
+    email_verified: bool = Field(description="Whether a code that was mailed to the address has come back.")
+    scopes: list[str] = Field(description="What its tokens may carry; administrators change it.")
+    created_at: datetime = Field(description="When the account was registered.")
 
 
 class TokenForm(BaseModel):
@@ -101,11 +126,26 @@ class TokenForm(BaseModel):
         },
     )
 
-    grant_type: str = "password"
-    username: Annotated[Text, Field(max_length=254)] = ""
-    password: Annotated[SecretStr, Field(max_length=PASSWORD_MAX)] = SecretStr("")
-    refresh_token: Annotated[SecretStr, Field(max_length=MAX_TOKEN)] = SecretStr("")
-    scope: Annotated[str, Field(max_length=1000)] = ""
+    grant_type: Annotated[
+        str, Field(description="`password` to log in, `refresh_token` to go on without logging in again.")
+    ] = "password"
+    username: Annotated[
+        Text, Field(max_length=254, description="The account's e-mail address; for grant `password`.")
+    ] = ""
+    password: Annotated[
+        SecretStr, Field(max_length=PASSWORD_MAX, description="The account's; for grant `password`.")
+    ] = SecretStr("")
+    refresh_token: Annotated[
+        SecretStr,
+        Field(max_length=MAX_TOKEN, description="From the last answer; for grant `refresh_token`."),
+    ] = SecretStr("")
+    scope: Annotated[
+        str,
+        Field(
+            max_length=1000,
+            description="Scopes separated by spaces; empty: all that the account, or the session, has.",
+        ),
+    ] = ""
 
 
 class TokenRead(BaseModel):
@@ -125,11 +165,11 @@ class TokenRead(BaseModel):
         }
     )
 
-    access_token: str
-    token_type: Literal["bearer"] = "bearer"  # noqa: S105  # a token type, not a token
-    expires_in: int
+    access_token: str = Field(description="A signed JWT (RFC 9068), to be sent as `Authorization: Bearer …`.")
+    token_type: Literal["bearer"] = Field("bearer", description="Always `bearer` (RFC 6750).")
+    expires_in: int = Field(description="Seconds that the access token is valid.")
     refresh_token: str = Field(description="Good for one use; the answer brings its successor.")
-    scope: str
+    scope: str = Field(description="What the access token allows: scopes separated by spaces.")
 
 
 class RevocationForm(BaseModel):
@@ -139,7 +179,14 @@ class RevocationForm(BaseModel):
         extra="ignore", json_schema_extra={"examples": [{"token": "8ZhuyrmyP7dm5vMsxtxNRQ"}]}
     )
 
-    token: Annotated[SecretStr, Field(min_length=1, max_length=MAX_TOKEN)]
+    token: Annotated[
+        SecretStr,
+        Field(
+            min_length=1,
+            max_length=MAX_TOKEN,
+            description="A refresh token or an access token; the session that it belongs to ends.",
+        ),
+    ]
 
 
 class PasswordChange(BaseModel):
@@ -152,7 +199,11 @@ class PasswordChange(BaseModel):
         },
     )
 
-    current_password: Annotated[SecretStr, Field(max_length=PASSWORD_MAX), AfterValidator(_encodable)]
+    current_password: Annotated[
+        SecretStr,
+        Field(max_length=PASSWORD_MAX, description="As proof; wrong ones count like those at login."),
+        AfterValidator(_encodable),
+    ]
     new_password: Password
 
 
@@ -161,7 +212,7 @@ class UserPatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"full_name": "Ada King"}]})
 
-    full_name: FullName | MISSING | None = MISSING
+    full_name: FullName | MISSING = MISSING
 
 
 class UserAdminPatch(BaseModel):
@@ -169,8 +220,8 @@ class UserAdminPatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"is_active": False}]})
 
-    is_active: Annotated[bool, Field(strict=True)] | MISSING = MISSING
-    scopes: Annotated[list[Scope], Field(max_length=50), AfterValidator(_each_once)] | MISSING = MISSING
+    is_active: IsActive | MISSING = MISSING
+    scopes: Scopes | MISSING = MISSING
 
 
 class AddressRequest(BaseModel):
@@ -178,7 +229,9 @@ class AddressRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"email": "ada@example.com"}]})
 
-    email: Email
+    email: Email = Field(
+        description="Where to mail the code; the answer never says whether an account has it."
+    )
 
 
 class CodeConfirmation(BaseModel):
@@ -222,12 +275,14 @@ class SessionRead(BaseModel):
         },
     )
 
-    id: str
+    id: str = Field(description="What to end it by; its access tokens have it as `sid`.")
     label: str | None = Field(description="What the client called itself (User-Agent).")
-    address: str | None
-    created_at: datetime
-    last_used_at: datetime
-    current: bool = False
+    address: str | None = Field(description="IP address of the login; null if it is not known.")
+    created_at: datetime = Field(description="When the person logged in.")
+    last_used_at: datetime = Field(
+        description="When its refresh token was last exchanged; until then, `created_at`."
+    )
+    current: bool = Field(False, description="Whether this request's access token belongs to it.")
 
 
 class AuthorizationServer(BaseModel):
@@ -251,15 +306,21 @@ class AuthorizationServer(BaseModel):
         }
     )
 
-    issuer: str
-    token_endpoint: str
-    revocation_endpoint: str
-    jwks_uri: str
-    scopes_supported: list[str]
-    response_types_supported: list[str] = []
-    grant_types_supported: list[str] = ["password", "refresh_token"]
-    token_endpoint_auth_methods_supported: list[str] = ["none"]
-    revocation_endpoint_auth_methods_supported: list[str] = ["none"]
+    issuer: str = Field(description="Exact value of the access tokens' `iss` claim.")
+    token_endpoint: str = Field(description="Where to log in, and to exchange refresh tokens.")
+    revocation_endpoint: str = Field(description="Where to end the session of a token (RFC 7009).")
+    jwks_uri: str = Field(description="Where the keys are that verify access tokens (RFC 7517).")
+    scopes_supported: list[str] = Field(description="Every scope that an account can have.")
+    response_types_supported: list[str] = Field([], description="Empty: there is no authorization endpoint.")
+    grant_types_supported: list[str] = Field(
+        ["password", "refresh_token"], description="What `grant_type` may be at the token endpoint."
+    )
+    token_endpoint_auth_methods_supported: list[str] = Field(
+        ["none"], description="Only `none`: clients have no secret of their own."
+    )
+    revocation_endpoint_auth_methods_supported: list[str] = Field(
+        ["none"], description="Only `none`: whoever has a token may revoke it."
+    )
 
 
 class SigningKeyRead(BaseModel):
@@ -279,11 +340,14 @@ class SigningKeyRead(BaseModel):
         }
     )
 
-    kid: str
-    algorithm: str
-    state: Literal["published", "signing", "verifying", "retired"]
-    signs_from: datetime
-    created_at: datetime
+    kid: str = Field(description="What tokens and `jwks.json` call it: its thumbprint (RFC 7638).")
+    algorithm: str = Field(description="What it signs by, as RFC 7518 names it.")
+    state: Literal["published", "signing", "verifying", "retired"] = Field(
+        description="`published`: signs from `signs_from` on; `verifying`: signs no more, but its tokens may be "
+        "valid; `retired`: in `jwks.json` no more."
+    )
+    signs_from: datetime = Field(description="When it takes over from the key before it.")
+    created_at: datetime = Field(description="When it was made: before it signs, unless it was the only key.")
 
 
 class KeySet(BaseModel):
