@@ -15,6 +15,7 @@ from contracts.asyncapi import CONSUMED as HANDLED
 from contracts.compatibility import broken_events
 from contracts.generate import SERVED, SERVICES, examples, generate, main
 from shared.events import Envelope, Event
+from shared.openapi import operations
 
 CONTRACTS = Path(__file__).parent
 
@@ -47,9 +48,7 @@ def test_everything_published_is_in_the_document_and_every_reference_leads_somew
                 yield from references(value)
 
     for reference in references(document):
-        found = document
-        for part in reference.removeprefix("#/").split("/"):
-            found = found[part]
+        _at(document, reference)
     for path in (*CONTRACTS.glob("events/*.json"), *CONTRACTS.glob("commands/*.json")):
         example = json.loads(path.read_text(encoding="utf-8"))
         message = document["components"]["messages"][path.stem]
@@ -59,6 +58,71 @@ def test_everything_published_is_in_the_document_and_every_reference_leads_somew
         ]
         assert example["data"].keys() == data["properties"].keys()
         assert example.keys() - document["components"]["schemas"]["CloudEvent"]["properties"].keys() == set()
+
+
+def _at(document: Any, reference: str) -> Any:
+    """Return the part of a document that a `$ref` leads to."""
+    for part in reference.removeprefix("#/").split("/"):
+        document = document[part]
+    return document
+
+
+OPENAPI = json.loads((CONTRACTS / "openapi.json").read_text(encoding="utf-8"))
+EXAMPLES = {"example", "examples", "enum", "const", "default"}
+"""Keys of what shows a value."""
+
+
+def test_the_openapi_document_leaves_nothing_unexplained() -> None:
+    unexplained = [*_unexplained_operations(), *_unexplained_properties()]
+    assert not unexplained, "\n".join(unexplained)
+
+
+def _unexplained_operations() -> Iterator[str]:
+    for path, method, operation in operations(OPENAPI):
+        for place, part, needed in _parts(operation):
+            yield from (f"{method.upper()} {path}: {place}: no {key}" for key in needed if not part.get(key))
+            # What may be left out needs none: /docs would fill it in for everybody who tries the operation out.
+            optional = "in" in part and not part.get("required")
+            if part is not operation and not optional and not _shows_a_value(part):
+                yield f"{method.upper()} {path}: {place}: no example"
+
+
+def _parts(operation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
+    """Return an operation, its parameters and its contents: where each stands, and what it must say."""
+    yield "operation", operation, ("summary", "description", "tags")
+    for parameter in map(_target, operation.get("parameters", ())):
+        yield f"parameter {parameter['name']}", parameter, ("description",)
+    bodies = {"request": operation.get("requestBody", {}), **operation["responses"]}
+    for name, body in bodies.items():
+        for media_type, content in _target(body).get("content", {}).items():
+            yield f"{name} {media_type}", content, ()
+
+
+def _unexplained_properties() -> Iterator[str]:
+    for name, schema in OPENAPI["components"]["schemas"].items():
+        for key, value in schema.get("properties", {}).items():
+            if not (value.get("description") or _target(value).get("description")):
+                yield f"{name}.{key}: no description"
+
+
+def _shows_a_value(node: dict[str, Any]) -> bool:
+    """Say whether a parameter, a content or a schema has an example, or is so narrow that it needs none."""
+    node = _target(node)
+    if EXAMPLES & node.keys() or node.get("type") == "boolean":
+        return True
+    if "anyOf" in node:
+        return any(map(_shows_a_value, node["anyOf"]))
+    if inner := node.get("schema") or node.get("items"):
+        return _shows_a_value(inner)
+    properties = node.get("properties", {}).values()
+    return bool(properties) and all(map(_shows_a_value, properties))
+
+
+def _target(node: dict[str, Any]) -> dict[str, Any]:
+    """Follow `$ref`."""
+    while "$ref" in node:
+        node = _at(OPENAPI, node["$ref"])
+    return node
 
 
 DOCUMENT = json.loads((CONTRACTS / "asyncapi.json").read_text(encoding="utf-8"))

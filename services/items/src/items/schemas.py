@@ -168,6 +168,10 @@ class ItemReadV2(ItemRead):
 class ItemPage(BaseModel):
     """A page of a list of items."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [{**_MADE, **_TEXT_PRICE}], "next_cursor": None}]}
+    )
+
     items: list[ItemReadV2] = Field(description="At most `limit`, in the order of `sort`.")
     next_cursor: str | None = Field(
         description="What the next page begins with; null at the end of the list."

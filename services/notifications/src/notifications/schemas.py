@@ -36,7 +36,7 @@ class NotificationRead(BaseModel):
                     "id": 12,
                     "kind": "item_created",
                     "title": "“Brass compass” is on offer",
-                    "data": {"item_id": 1},
+                    "data": {"item_id": 1, "name": "Brass compass"},
                     "read_at": "2026-01-02T04:05:06Z",
                     "created_at": "2026-01-02T03:04:05Z",
                 }
@@ -107,11 +107,11 @@ class MailRead(BaseModel):
             "examples": [
                 {
                     "id": 3,
-                    "state": "sent",
+                    "state": "queued",
                     "attempts": 2,
                     "last_error": "421 Try again later",
                     "created_at": "2026-01-02T03:04:05Z",
-                    "sent_at": "2026-01-02T03:04:06Z",
+                    "sent_at": None,
                 }
             ]
         },

@@ -1,6 +1,6 @@
 """The own account: profile, password, address, end. Codes by mail prove what a password cannot."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from shared.auth import CurrentUser
 from shared.database import Database, ReadSession, Session
@@ -99,6 +99,7 @@ async def change_own_password(
 @router.post(
     "/me/email",
     status_code=202,
+    response_class=Response,
     summary="Change the own address",
     responses=problems(UserNotFound, TooManyAttempts),
 )
@@ -109,7 +110,12 @@ async def change_own_email(
     await account.request_email_change(session, request.app.state.settings, me.id, body.email, client=client)
 
 
-@router.post("/verify-email", status_code=202, summary="Ask for a code that verifies an address")
+@router.post(
+    "/verify-email",
+    status_code=202,
+    response_class=Response,
+    summary="Ask for a code that verifies an address",
+)
 async def request_email_verification(
     body: AddressRequest, request: Request, client: CurrentClient, session: Session
 ) -> None:
@@ -130,7 +136,12 @@ async def confirm_email(body: CodeConfirmation, client: CurrentClient, session: 
     await audit.record(session, "email.confirmed", actor_id=user_id, subject_user_id=user_id, client=client)
 
 
-@router.post("/password-reset", status_code=202, summary="Ask for a code that sets a new password")
+@router.post(
+    "/password-reset",
+    status_code=202,
+    response_class=Response,
+    summary="Ask for a code that sets a new password",
+)
 async def request_password_reset(
     body: AddressRequest, request: Request, client: CurrentClient, session: Session
 ) -> None:

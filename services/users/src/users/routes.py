@@ -157,7 +157,13 @@ async def create_token(
     "/token/revoke",
     dependencies=[Depends(_oauth_form)],
     summary="Revoke a token",
-    responses=problems(InvalidRequest),
+    responses={
+        200: {
+            "description": "The session is over, if there was one.",
+            "content": {"application/json": {"example": {}}},
+        },
+        **problems(InvalidRequest),
+    },
 )
 async def revoke_token(
     form: Annotated[RevocationForm, Form()], request: Request, client: CurrentClient
