@@ -37,6 +37,10 @@ class Patience:
     first_delay: float = 0.2
     """Before the first restart; it doubles with each one."""
     longest_delay: float = 10.0
+    look: float = 5.0
+    """Between two looks at a process that is ready and has to stay `fit`."""
+    unfit: int = 3
+    """Looks in a row that find it unfit until it is restarted."""
     stable: float = 30.0
     """A process that was ready this long starts again with the first delay."""
     kill: float = 5.0
@@ -71,8 +75,12 @@ class Supervised:
         kill_signal: signal.Signals = signal.SIGKILL,
         stop_timeout: float,
         patience: Patience = PATIENCE,
+        fit: Probe | None = None,
     ) -> None:
-        """`command` is asked again at each start. `kill_signal` is for the whole process group, once `stop_timeout` has passed."""
+        """`command` is asked again at each start. `kill_signal` is for the whole process group, once `stop_timeout` has passed.
+
+        `fit`: what must stay true of a process that became ready, or it is restarted (what Kubernetes calls liveness).
+        """
         self.name = name
         self.ready = asyncio.Event()
         self._command = command
@@ -83,6 +91,7 @@ class Supervised:
         self._kill_signal = kill_signal
         self._stop_timeout = stop_timeout
         self._patience = patience
+        self._fit = fit
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._run: _Run | None = None
         self._stopping = asyncio.Event()
@@ -104,6 +113,7 @@ class Supervised:
                 if became_ready:
                     failed_starts = 0
                     self._announce(time.monotonic() - began)
+                    await self._stays_fit(run)
                 else:
                     failed_starts += 1
                 code = await run.process.wait()
@@ -191,6 +201,22 @@ class Supervised:
                     _kill_group(run, signal.SIGKILL)
                 await asyncio.wait({ended}, timeout=self._patience.poll)
             return False
+        finally:
+            ended.cancel()
+
+    async def _stays_fit(self, run: _Run) -> None:
+        """Return once it has died; end it when it lives on without being of use."""
+        if self._fit is None:
+            return
+        failures = 0
+        ended = asyncio.create_task(run.process.wait())
+        try:
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=self._patience.look)
+                failures = 0 if ended.done() or await self._fit() else failures + 1
+                if failures == self._patience.unfit:
+                    self._output.say(f"{self.name} runs, but is of no use any more: restarting it.", "error")
+                    await self._end(run, hurry=asyncio.Event())
         finally:
             ended.cancel()
 

@@ -161,6 +161,8 @@ class Supervisor:
             lambda: nats.command(server),
             probes.blocking(lambda: nats.is_ready(server)),
             stop_timeout=NATS_STOP_TIMEOUT,
+            # A server whose disk was full goes on without JetStream until it is started again.
+            fit=probes.blocking(lambda: nats.is_ready(server)),
         )
         self._progress("nats", f"ready on port {port}")
         operator = {
@@ -203,6 +205,7 @@ class Supervisor:
         *,
         stop_timeout: float,
         patience: Patience | None = None,
+        fit: probes.Probe | None = None,
         **stop: signal.Signals,
     ) -> None:
         """Start a process under supervision and return once it is ready for the first time."""
@@ -214,6 +217,7 @@ class Supervisor:
             pid_file=self._options.data_dir / "run" / f"{name}.pid",
             stop_timeout=stop_timeout,
             patience=patience or self._patience,
+            fit=fit,
             **stop,
         )
         self._watch(name, process.keep())
