@@ -97,6 +97,7 @@ async def kill_at_random(system: System, load: Load, *, times: int, pause: float
     """Kill a random process `times` times, `pause` seconds apart on average; returns how often each died."""
     killed = dict.fromkeys(PROCESSES, 0)
     while sum(killed.values()) < times:
+        await load.grows(1)  # a system that answers nothing has nothing to lose
         await asyncio.sleep(random.uniform(0, 2 * pause))  # noqa: S311  # a random moment is the point
         process = random.choice(PROCESSES)  # noqa: S311
         # One that has not been started again yet cannot die.
