@@ -183,7 +183,9 @@ class Supervised:
     async def _start(self) -> _Run:
         self._lines.clear()
         process, output = await start(self._command(), self._hear)
-        self._pid_file.write_text(f"{process.pid}\n")
+        draft = self._pid_file.with_suffix(".new")
+        draft.write_text(f"{process.pid}\n")
+        draft.replace(self._pid_file)  # nobody reads half of it
         return _Run(process, output)
 
     async def _becomes_ready(self, run: _Run) -> bool:
