@@ -26,6 +26,8 @@ LATER = (
     "uvicorn.supervisors",
 )
 """Imported only once the process runs, or when a setting asks for it."""
+DATABASE = ("alembic", "opentelemetry.instrumentation.psycopg", "psycopg", "sqlalchemy")
+"""What shared's extra `database` brings; without it the modules that need it are never imported."""
 TESTS = ("shared.testing", "shared.testing_wire", "gateway.testing")
 
 
@@ -34,7 +36,16 @@ def import_all(name: str) -> None:
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, f"{name}."):
         if module.name not in TESTS and not module.name.endswith(".__main__"):
-            importlib.import_module(module.name)
+            import_if_installed(module.name)
+
+
+def import_if_installed(name: str) -> None:
+    """Import a module, unless it needs a database's packages and they are not there."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        if not str(missing.name).startswith(DATABASE):
+            raise
 
 
 def main(service: str) -> None:
@@ -42,7 +53,7 @@ def main(service: str) -> None:
     for name in (service, "shared"):
         import_all(name)
     for name in LATER:
-        importlib.import_module(name)
+        import_if_installed(name)
     files = {str(getattr(module, "__file__", None)) for module in tuple(sys.modules.values())}
     files.add(str(Path(str(importlib.import_module(service).__file__)).with_name("__main__.py")))
     for file in sorted(files):

@@ -151,6 +151,26 @@ def test_the_journeys_pass_on_compose(topology: Topology) -> None:
     assert result.returncode == 0, result.stdout[-6000:]
 
 
+def _as_helm_test(topology: Topology, check: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a check of `helm test`, which is a pod of the gateway's image, in the gateway's container."""
+    script = (ROOT / f"deploy/helm/files/test_{check}.py").read_text(encoding="utf-8")
+    assignments = (f"{name}={value}" for name, value in environment.items())
+    return topology.exec("gateway", "env", *assignments, "python", "-c", script)
+
+
+def test_helm_test_finds_the_system_ready(topology: Topology) -> None:
+    result = _as_helm_test(topology, "ready", GATEWAY="http://127.0.0.1:8000")
+    assert (result.returncode, "ready: " in result.stdout) == (0, True), result.stderr
+    assert _as_helm_test(topology, "ready", GATEWAY="http://127.0.0.1:8001").returncode != 0
+
+
+def test_helm_test_sees_whether_services_can_be_reached(topology: Topology) -> None:
+    items = f"{topology.address('items', 'services')}:8000"
+    result = _as_helm_test(topology, "denied", OTHERS=items)
+    assert (result.returncode, f"{items} can be reached" in result.stderr) == (1, True), result.stdout
+    assert _as_helm_test(topology, "denied", OTHERS="127.0.0.1:8001").returncode == 0
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_nats_is_reached_and_its_monitoring_is_not(topology: Topology, service: str) -> None:
     def reaches(host: str, port: int) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from fastapi import FastAPI
 
-from shared.settings import Settings
+from shared.settings import DatabaseSettings, Settings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -42,7 +42,8 @@ def current_traceparent() -> str | None:
 class Tracer:
     """Traces one service: its requests, its outgoing httpx calls and its SQL, exported over OTLP/HTTP."""
 
-    def __init__(self, provider: "TracerProvider") -> None:
+    def __init__(self, provider: "TracerProvider", *, sql: bool) -> None:
+        self._sql = sql
         self.provider = provider
         """Where whoever traces more than `instrument` does gets a tracer."""
 
@@ -59,13 +60,12 @@ class Tracer:
         endpoint = settings.otel_exporter_otlp_endpoint.rstrip("/") + "/v1/traces"
         provider = TracerProvider(resource=Resource.create({"service.name": f"tollhouse-{settings.service}"}))
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
-        return cls(provider)
+        return cls(provider, sql=isinstance(settings, DatabaseSettings))
 
     def instrument(self, app: FastAPI) -> None:
         """Wrap `app` and the clients it uses. Health probes are not traced."""
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
         from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
-        from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
 
         FastAPIInstrumentor.instrument_app(
             app,
@@ -74,7 +74,10 @@ class Tracer:
             exclude_spans=["send", "receive"],
         )
         HTTPXClientInstrumentor().instrument(tracer_provider=self.provider)
-        PsycopgInstrumentor().instrument(tracer_provider=self.provider)
+        if self._sql:
+            from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+
+            PsycopgInstrumentor().instrument(tracer_provider=self.provider)
 
     def close(self) -> None:
         """Export what is left and stop."""
