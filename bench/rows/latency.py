@@ -90,6 +90,6 @@ BENCHMARKS = (
         ),
         _parties,
         needs=(WRK, NGINX),
-        rounds=7,
+        rounds=5,
     ),
 )

@@ -5,7 +5,7 @@ from time import time
 
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
-from starlette.datastructures import State
+from starlette.datastructures import Headers, State
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -70,9 +70,9 @@ async def _serve(socket: WebSocket, state: State) -> None:
     stream: LiveStream = state.live
     connection = Connection(socket, stream, state.verifier)
     try:
-        scheme, _, token = socket.headers.get("authorization", "").partition(" ")
-        if token and scheme.lower() == "bearer":
-            connection.principal = await connection.verify(token.strip())
+        if token := _bearer_token(socket.scope):
+            connection.principal = await connection.verify(token)
+            del token  # for as long as the socket is open
         stream.connections.enter(connection)
     except Problem as problem:
         stream.meters.refused(problem.code)
@@ -91,6 +91,12 @@ async def _serve(socket: WebSocket, state: State) -> None:
         raise
     finally:
         connection.leave()
+
+
+def _bearer_token(scope: Scope) -> str:
+    # Not by `socket.headers`, which would keep all of them.
+    scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _denial(problem: Problem, request_id: str) -> Response:
