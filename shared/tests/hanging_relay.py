@@ -4,23 +4,22 @@ import asyncio
 import os
 import signal
 
-from sqlalchemy.exc import SQLAlchemyError
+import psycopg
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from items.settings import ItemsSettings
 from shared import relay
 from shared.broker import Broker
 from shared.database import Database
-from shared.outbox import OutboxRow
-from shared.relay import Relay
+from shared.relay import Relay, Waiting
 
 
 class HangingRelay(Relay):
-    async def _publish(self, session: AsyncSession, rows: list[OutboxRow]) -> None:
+    async def _publish(self, session: AsyncSession, rows: list[Waiting]) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
         try:
             await super()._publish(session, rows)
-        except SQLAlchemyError:
+        except psycopg.Error:
             os._exit(0)
 
 

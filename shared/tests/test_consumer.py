@@ -80,7 +80,7 @@ def publish(operator: Broker, counted: Any) -> Publish:
         )
         # No Nats-Msg-Id: the same event may be published again, as beyond the duplicate window.
         await operator.js.publish(outgoing.subject, payload, headers=headers)
-        return str(attributes.get("id", outgoing.id))
+        return str(attributes.get("id", outgoing.event_id))
 
     return publish
 

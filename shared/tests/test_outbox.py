@@ -85,7 +85,7 @@ def test_event_is_a_cloud_event(counted: Any) -> None:
 
     assert outgoing.subject == "events.items.item.counted.7"
     assert outgoing.aggregate == "items.item.7"
-    assert document.pop("id") == outgoing.id
+    assert document.pop("id") == outgoing.event_id
     assert document.pop("time").endswith("+00:00")
     assert document == {
         "specversion": "1.0",

@@ -89,7 +89,7 @@ def _explain(
     text, parameters = listed(query, after=after, limit=51)
     options = "ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON" if analyze else "FORMAT JSON"
     cursor = psycopg.ClientCursor(catalogue)
-    row = cursor.execute(f"EXPLAIN ({options}) {text}".encode(), parameters).fetchone()
+    row = cursor.execute(f"EXPLAIN ({options}) ".encode() + text, parameters).fetchone()
     assert row is not None
     plan: dict[str, Any] = row[0][0]["Plan"]
     return plan

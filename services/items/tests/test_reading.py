@@ -81,7 +81,7 @@ async def test_a_read_after_an_outage_does_not_wait_for_a_pause_that_grew_with_i
 
             async def tried_often() -> bool:
                 with pytest.raises(DatabaseUnavailable):
-                    await reader.rows("SELECT 1", {}, prepare=False)
+                    await reader.rows(b"SELECT 1", {}, prepare=False)
                 return attempts > 8
 
             await eventually(tried_often)  # at twice the pause each time, it would take minutes

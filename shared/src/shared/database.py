@@ -2,13 +2,14 @@
 
 import asyncio
 import select
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import psycopg
 from fastapi import Depends, Request
-from sqlalchemy import make_url, text
+from sqlalchemy import ClauseElement, make_url, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError, DisconnectionError
@@ -22,6 +23,8 @@ _OUTBOX_WRITTEN = "outbox_written"
 
 CONNECT_TIMEOUT = 5
 RECYCLE_AFTER = 1800
+
+_DIALECT = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
 
 
 def wake_after_commit(session: AsyncSession, event: asyncio.Event) -> None:
@@ -41,10 +44,32 @@ def database_is_away(error: Exception) -> bool:
     """
     if isinstance(error, PoolTimeout):
         return True
-    if not isinstance(error, DBAPIError):
+    if not isinstance(error, (DBAPIError, psycopg.Error)):
         return False
-    state = getattr(error.orig, "sqlstate", None)
-    return error.connection_invalidated or state is None or state.startswith(("08", "57P", "53"))
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
+    return state is None or state.startswith(("08", "57P", "53"))
+
+
+def compiled(statement: ClauseElement) -> bytes:
+    """Return the text of a statement for `execute`, with its parameters as psycopg names them."""
+    return str(statement.compile(dialect=_DIALECT)).encode()
+
+
+async def execute(
+    session: AsyncSession, statement: bytes, parameters: Mapping[str, Any]
+) -> psycopg.AsyncCursor[tuple[Any, ...]]:
+    """Run a compiled statement, prepared, straight on the driver, within the session's transaction.
+
+    For statements that every request runs: the session's own way costs four times what the driver does (docs/adr/0009).
+
+    Raises:
+        psycopg.Error: the statement failed. SQLAlchemyError: there is no connection.
+    """
+    connection = await session.connection()
+    driver = cast("psycopg.AsyncConnection[Any]", (await connection.get_raw_connection()).driver_connection)
+    return await driver.cursor(binary=True).execute(statement, parameters, prepare=True)
 
 
 def is_closed(connection: psycopg.AsyncConnection[Any]) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
@@ -63,10 +63,10 @@ class Envelope(BaseModel):
     data: dict[str, Any]
 
 
-class Outgoing(BaseModel):
+class Outgoing(NamedTuple):
     """An encoded event on its way: what the outbox stores and the relay publishes."""
 
-    id: str
+    event_id: str
     subject: str
     aggregate: str
     payload: bytes
@@ -103,7 +103,7 @@ def encode(event: Event, *, event_id: str | None = None, time: datetime | None =
     if len(payload) > MAX_EVENT_BYTES:
         raise ValueError(f"{event.type}: {len(payload)} bytes are more than an event may have")
     return Outgoing(
-        id=event_id,
+        event_id=event_id,
         subject=f"{kind}.{service}.{entity}.{verb}.{aggregate_id}",
         aggregate=f"{service}.{entity}.{aggregate_id}",
         payload=payload,

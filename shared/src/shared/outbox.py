@@ -2,12 +2,12 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, DateTime, Identity, Index, LargeBinary, MetaData, Text, func, insert
+from sqlalchemy import BigInteger, DateTime, Identity, Index, LargeBinary, MetaData, Text, func
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from shared.database import wake_relay_after_commit
-from shared.events import Event, encode
+from shared.database import execute, wake_relay_after_commit
+from shared.events import Event, Outgoing, encode
 
 metadata = MetaData()
 """Tables of the event mechanisms: part of every service's database."""
@@ -46,6 +46,12 @@ class InboxRow(_Base):
     received_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 
+_ADD = (
+    b"INSERT INTO outbox (event_id, subject, aggregate, payload) SELECT * FROM "
+    b"unnest(%(event_id)s::text[], %(subject)s::text[], %(aggregate)s::text[], %(payload)s::bytea[])"
+)
+
+
 async def add(session: AsyncSession, *events: Event) -> None:
     """Write events to the outbox in the session's transaction.
 
@@ -54,15 +60,8 @@ async def add(session: AsyncSession, *events: Event) -> None:
     """
     if not events:
         return
-    await session.flush()
-    rows = [
-        {
-            "event_id": outgoing.id,
-            "subject": outgoing.subject,
-            "aggregate": outgoing.aggregate,
-            "payload": outgoing.payload,
-        }
-        for outgoing in map(encode, events)
-    ]
-    await session.execute(insert(OutboxRow), rows)
+    if session.new or session.dirty or session.deleted:
+        await session.flush()
+    columns = zip(*map(encode, events), strict=True)
+    await execute(session, _ADD, dict(zip(Outgoing._fields, map(list, columns), strict=True)))
     wake_relay_after_commit(session)

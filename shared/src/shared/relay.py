@@ -5,21 +5,22 @@ losing the connection is losing the lock. Every replica runs one and waits for i
 """
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
+import psycopg
 from nats.errors import Error as NATSError
 from nats.js.api import Header, PubAck
 from nats.js.errors import NotFoundError
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.broker import Broker
-from shared.database import Database
+from shared.database import Database, execute
 from shared.logs import get_logger
 from shared.metrics import Metrics
-from shared.outbox import OutboxRow
 from shared.streams import COMMANDS, EVENTS, ensure
 
 log = get_logger(__name__)
@@ -35,6 +36,24 @@ HUNG_AFTER = 30
 """Seconds of silence after which PostgreSQL drops an active relay's connection, and with it the lock: a process that
 hangs, or whose machine is gone, is replaced. Every wait between two statements is shorter."""
 RELAY_LOCK = 7_305_811_002
+
+
+_WAITING = (
+    b"SELECT id, event_id, subject, aggregate, payload FROM outbox"
+    b" WHERE published_at IS NULL ORDER BY id LIMIT %(limit)s"
+)
+_PUBLISHED = b"UPDATE outbox SET published_at = now() WHERE id = ANY(%(ids)s)"
+_FORGOTTEN = b"DELETE FROM outbox WHERE id = ANY(%(ids)s)"
+
+
+class Waiting(NamedTuple):
+    """A row of the outbox that is to be published."""
+
+    id: int
+    event_id: str
+    subject: str
+    aggregate: str
+    payload: bytes
 
 
 class NotPublished(ConnectionError):
@@ -66,7 +85,7 @@ class Relay:
             while True:
                 try:
                     await self._lead_when_possible()
-                except (SQLAlchemyError, NATSError, OSError) as error:
+                except (SQLAlchemyError, psycopg.Error, NATSError, OSError) as error:
                     log.warning("relay.interrupted", error=type(error).__name__)
                     await asyncio.sleep(RETRY_INTERVAL)
         finally:
@@ -79,7 +98,7 @@ class Relay:
 
     async def flush(self) -> None:
         """Publish what is left, at the end of a drain: the next relay would do it, but later."""
-        with suppress(SQLAlchemyError, OSError, TimeoutError):
+        with suppress(SQLAlchemyError, psycopg.Error, OSError, TimeoutError):
             async with asyncio.timeout(PUBLISH_TIMEOUT), self._database.reading() as session:
                 if self._broker.connected.is_set() and await self._try_lock(session):
                     await self._publish_all(session)
@@ -125,8 +144,6 @@ class Relay:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SWEEP_INTERVAL):
                         await self._wake.wait()
-                # The lock lives and dies with this connection: make sure that it is still there.
-                await session.execute(text("SELECT 1"))
         finally:
             self._active = False
             self._metrics.cells[self._leads] = 0
@@ -147,12 +164,11 @@ class Relay:
             if len(rows) < BATCH:
                 return
 
-    async def _unpublished(self, session: AsyncSession) -> list[OutboxRow]:
-        unpublished = select(OutboxRow).where(OutboxRow.published_at.is_(None))
-        rows = await session.scalars(unpublished.order_by(OutboxRow.id).limit(BATCH))
-        return list(rows)
+    async def _unpublished(self, session: AsyncSession) -> list[Waiting]:
+        rows = await execute(session, _WAITING, {"limit": BATCH})
+        return [Waiting(*row) for row in await rows.fetchall()]
 
-    async def _publish(self, session: AsyncSession, rows: list[OutboxRow]) -> None:
+    async def _publish(self, session: AsyncSession, rows: list[Waiting]) -> None:
         """Publish rows in windows that hold each aggregate once, so that its versions never overtake each other."""
         for window in windows(rows):
             published, error = await self._publish_window(window)
@@ -164,9 +180,9 @@ class Relay:
                 await self._ensure_streams()
                 raise NotPublished(str(error) or type(error).__name__)
 
-    async def _publish_window(self, window: list[OutboxRow]) -> tuple[list[OutboxRow], Exception | None]:
+    async def _publish_window(self, window: list[Waiting]) -> tuple[list[Waiting], Exception | None]:
         """Return the rows that JetStream has, and why it has not the others."""
-        sent: list[tuple[OutboxRow, asyncio.Future[PubAck]]] = []
+        sent: list[tuple[Waiting, asyncio.Future[PubAck]]] = []
         error: Exception | None = None
         try:
             for row in window:
@@ -189,20 +205,14 @@ class Relay:
                 published.append(row)
         return published, error
 
-    async def _mark(self, session: AsyncSession, rows: list[OutboxRow]) -> None:
+    async def _mark(self, session: AsyncSession, rows: list[Waiting]) -> None:
         """Remember events as published; forget commands, which may carry secrets and are never replayed."""
         commands = [row.id for row in rows if row.subject.startswith("commands.")]
         events = [row.id for row in rows if not row.subject.startswith("commands.")]
-        session.expunge_all()
         if events:
-            await session.execute(
-                update(OutboxRow)
-                .where(OutboxRow.id.in_(events))
-                .values(published_at=func.now())
-                .execution_options(synchronize_session=False)
-            )
+            await execute(session, _PUBLISHED, {"ids": events})
         if commands:
-            await session.execute(delete(OutboxRow).where(OutboxRow.id.in_(commands)))
+            await execute(session, _FORGOTTEN, {"ids": commands})
 
     async def _ensure_streams(self) -> None:
         """Create streams that are missing, on a new or wiped server."""
@@ -211,9 +221,19 @@ class Relay:
                 await ensure(self._broker.js, name)
 
 
-def windows(rows: list[OutboxRow]) -> list[list[OutboxRow]]:
+class OfAggregate(Protocol):
+    """Whatever belongs to an aggregate."""
+
+    @property
+    def aggregate(self) -> str: ...
+
+
+Row = TypeVar("Row", bound=OfAggregate)
+
+
+def windows(rows: Iterable[Row]) -> list[list[Row]]:
     """Cut rows, kept in order, into runs in which no aggregate appears twice."""
-    cut: list[list[OutboxRow]] = []
+    cut: list[list[Row]] = []
     seen: set[str] = set()
     for row in rows:
         if not cut or row.aggregate in seen:

@@ -29,8 +29,9 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from items.cursors import MAX_CURSOR, Cursors
 from items.models import COLUMNS, DOCUMENT, Item, ItemState
-from items.reading import Reader, compiled
+from items.reading import Reader
 from items.schemas import PRICE_MAX
+from shared.database import compiled
 from shared.text import Id, Positive, Text, Whole
 
 MAX_PAGE = 200
@@ -127,7 +128,7 @@ async def page(reader: Reader, query: ListQuery, cursors: Cursors) -> Page:
     return Page(items, cursors.seal(position, scope=query.scope))
 
 
-def listed(query: ListQuery, *, after: list[Any] | None, limit: int) -> tuple[str, dict[str, Any]]:
+def listed(query: ListQuery, *, after: list[Any] | None, limit: int) -> tuple[bytes, dict[str, Any]]:
     """Return the statement for a list and its parameters; `after` is where in it the page before ended."""
     parameters: dict[str, Any] = {
         name: value for name in _CONDITIONS if (value := getattr(query, name)) is not None
@@ -157,7 +158,7 @@ _CONDITIONS: Mapping[str, ColumnElement[bool]] = {
 
 
 @cache
-def _statement(sort: Sort, named: frozenset[str]) -> str:
+def _statement(sort: Sort, named: frozenset[str]) -> bytes:
     """Return the statement for lists of this sort that give these parameters: a few hundred, each compiled once."""
     column = _SORT_KEYS[sort.removeprefix("-")].column
     descending = sort.startswith("-")

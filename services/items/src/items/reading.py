@@ -9,8 +9,7 @@ from typing import Any, Self
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
-from sqlalchemy import Select, make_url
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import make_url
 
 from shared.database import CONNECT_TIMEOUT, RECYCLE_AFTER, is_closed
 from shared.errors import DatabaseUnavailable
@@ -19,18 +18,11 @@ from shared.settings import DatabaseSettings
 
 log = get_logger(__name__)
 
-_DIALECT = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
-
 RECONNECT_TIMEOUT = 1.0
 """Seconds after which the pool gives up a connection that it cannot make, for the next read to ask for another: left to
 itself it would double its pauses, and after an outage be blind for as long again."""
 
 Row = tuple[Any, ...]
-
-
-def compiled(statement: Select[Any]) -> str:
-    """Return the text of a statement, with its parameters as psycopg names them."""
-    return str(statement.compile(dialect=_DIALECT))
 
 
 class Reader:
@@ -60,7 +52,7 @@ class Reader:
     async def __aexit__(self, *_: object) -> None:
         await self._pool.close()
 
-    async def rows(self, statement: str, parameters: Mapping[str, Any], *, prepare: bool) -> list[Row]:
+    async def rows(self, statement: bytes, parameters: Mapping[str, Any], *, prepare: bool) -> list[Row]:
         """Return what a statement finds; `prepare` it where the same plan is good for all parameters.
 
         Raises:
@@ -74,7 +66,7 @@ class Reader:
                         await connection.close()
                         continue
                     cursor = connection.cursor(binary=True)
-                    await cursor.execute(statement.encode(), parameters, prepare=prepare)
+                    await cursor.execute(statement, parameters, prepare=prepare)
                     return await cursor.fetchall()
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
             log.warning("database.unavailable", error=type(error).__name__, cause=str(error))

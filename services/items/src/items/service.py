@@ -11,8 +11,9 @@ from items.conditions import IfMatch
 from items.errors import ItemNotFound, NotOwner
 from items.events import ItemCreated, ItemDeleted, ItemUpdated
 from items.models import COLUMNS, Item, ItemState
-from items.reading import Reader, compiled
+from items.reading import Reader
 from shared import outbox
+from shared.database import compiled, execute
 from shared.errors import InsufficientScope
 from shared.times import utc_now
 from shared.tokens import Principal
@@ -36,10 +37,17 @@ class ItemFields(TypedDict, total=False):
     in_stock: bool
 
 
+_OFFER = compiled(
+    insert(Item)
+    .values({name: bindparam(name) for name in (*ItemFields.__annotations__, "owner_id")})
+    .returning(*COLUMNS)
+)
+
+
 async def create(session: AsyncSession, fields: ItemFields, *, owner: Principal) -> ItemState:
     """Offer an item."""
-    offered = insert(Item).values(**fields, owner_id=owner.id).returning(*COLUMNS)
-    item = ItemState(*(await session.execute(offered)).one())
+    made = await execute(session, _OFFER, {**fields, "owner_id": owner.id})
+    item = ItemState(*(await made.fetchall())[0])
     await outbox.add(session, ItemCreated.of(item, actor_id=owner.id))
     return item
 
