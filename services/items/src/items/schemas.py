@@ -169,7 +169,14 @@ class ItemPage(BaseModel):
     """A page of a list of items."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"items": [{**_MADE, **_TEXT_PRICE}], "next_cursor": None}]}
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [{**_MADE, **_TEXT_PRICE}],
+                    "next_cursor": "9oQ2mEw1BX5bIjIwMjYtMDEtMDJUMDM6MDQ6MDUrMDA6MDAiLDQyXQ",
+                }
+            ]
+        }
     )
 
     items: list[ItemReadV2] = Field(description="At most `limit`, in the order of `sort`.")

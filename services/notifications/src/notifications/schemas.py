@@ -101,31 +101,20 @@ class MailQueued(BaseModel):
 class MailRead(BaseModel):
     """What became of a mail."""
 
-    model_config = ConfigDict(
-        from_attributes=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": 3,
-                    "state": "queued",
-                    "attempts": 2,
-                    "last_error": "421 Try again later",
-                    "created_at": "2026-01-02T03:04:05Z",
-                    "sent_at": None,
-                }
-            ]
-        },
-    )
+    # Examples field by field: there is always one that is null, which FastAPI leaves out of an example of them all.
+    model_config = ConfigDict(from_attributes=True)
 
-    id: int = Field(description="From the answer to the request that sent it.")
+    id: int = Field(description="From the answer to the request that sent it.", examples=[3])
     state: Literal["queued", "sent", "failed"] = Field(
         description="`queued` until it is handed over (`sent`), or refused for good or given up (`failed`)."
     )
-    attempts: int = Field(description="Deliveries begun so far, including one under way.")
+    attempts: int = Field(description="Deliveries begun so far, including one under way.", examples=[2])
     last_error: str | None = Field(
-        description="Why the last attempt failed; null if none has, and once the mail is sent."
+        description="Why the last attempt failed; null if none has, and once the mail is sent.",
+        examples=["421 Try again later"],
     )
-    created_at: datetime = Field(description="When it was asked for.")
+    created_at: datetime = Field(description="When it was asked for.", examples=["2026-01-02T03:04:05Z"])
     sent_at: datetime | None = Field(
-        description="When it was handed over; null before that, and if it has failed."
+        description="When it was handed over; null before that, and if it has failed.",
+        examples=["2026-01-02T03:04:06Z"],
     )
