@@ -47,6 +47,7 @@ fuzz: .venv/.synced ## Try every operation with 500 random cases; FUZZ_SEED repe
 
 test-soak: .venv/.synced ## Run the long drills
 	@$(BIN)/pytest -m soak
+	@$(BIN)/pytest -m soak deploy/image/tests
 
 bench: .venv/.synced ## Measure the system beside its peers; NAME=proxied_get_jwt for one row
 	@$(BIN)/uv sync --frozen --quiet --group bench
@@ -72,8 +73,8 @@ contracts: .venv/.synced ## Write contracts/ anew after a wanted change of an AP
 images: .venv/.synced ## Build the image of every service (Docker or Buildah)
 	@bash deploy/image/build.sh
 
-test-images: .venv/.synced ## Build and run the images, and the journeys on docker-compose.yml (podman, Buildah, root)
-	@$(BIN)/pytest deploy/image/tests
+test-images: .venv/.synced ## Build and run the images, and a journey on docker-compose.yml (podman, Buildah, root)
+	@$(BIN)/pytest -m "not soak" deploy/image/tests
 
 test-chart: .venv/.synced ## Run the tests of the Helm chart alone
 	@$(BIN)/pytest -n auto -m "not soak" deploy/helm/tests

@@ -136,7 +136,11 @@ def topology(images: str) -> Iterator[Topology]:
         yield up
 
 
-def test_the_journeys_pass_on_compose(topology: Topology) -> None:
+@pytest.mark.parametrize(
+    "journeys",
+    ["tests-e2e/test_journey.py", pytest.param("tests-e2e", marks=[pytest.mark.soak, pytest.mark.timeout(900)])],
+)
+def test_the_journeys_pass_on_compose(topology: Topology, journeys: str) -> None:
     """From inside the gateway's network, so that nothing of this machine's own network stands between."""
     pid = topology.inspect("gateway")["State"]["Pid"]
     environment = {
@@ -145,7 +149,7 @@ def test_the_journeys_pass_on_compose(topology: Topology) -> None:
         "ADMIN_PASSWORD": (ROOT / ".secrets/users_admin_password").read_text(encoding="utf-8"),
     }
     result = subprocess.run(
-        ["nsenter", "--net", "--target", str(pid), sys.executable, "-m", "pytest", "-q", "-m", "e2e and not soak", "tests-e2e"],
+        ["nsenter", "--net", "--target", str(pid), sys.executable, "-m", "pytest", "-q", "-m", "e2e and not soak", journeys],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-6000:]
