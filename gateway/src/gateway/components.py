@@ -8,6 +8,9 @@ from shared.openapi import OAUTH2, operations
 
 Document = Mapping[str, Any]
 
+_PHRASES = {"413": "Content Too Large", "414": "URI Too Long", "422": "Unprocessable Content"}
+"""RFC 9110's names, which http.HTTPStatus has since Python 3.13: no document depends on the version that made it."""
+
 
 def adopt(merged: dict[str, Any], service: str, components: Document) -> dict[str, str]:
     """Add a service's components and return the references that had to change."""
@@ -81,7 +84,8 @@ def share_responses(merged: dict[str, Any]) -> None:
     components = merged["components"].setdefault("responses", {})
     for status, responses in found.items():
         common = max(responses, key=responses.count)
-        name = HTTPStatus(int(status)).phrase.title().replace(" ", "").replace("-", "")
+        phrase = _PHRASES.get(status, HTTPStatus(int(status)).phrase)
+        name = phrase.title().replace(" ", "").replace("-", "")
         if responses.count(common) > 1 and name not in components:
             components[name] = common
             for _, _, operation in operations(merged):
