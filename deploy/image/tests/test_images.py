@@ -138,7 +138,10 @@ def topology(images: str) -> Iterator[Topology]:
 
 @pytest.mark.parametrize(
     "journeys",
-    ["tests-e2e/test_journey.py", pytest.param("tests-e2e", marks=[pytest.mark.soak, pytest.mark.timeout(900)])],
+    [
+        "tests-e2e/test_journey.py",
+        pytest.param("tests-e2e", marks=[pytest.mark.soak, pytest.mark.timeout(900)]),
+    ],
 )
 def test_the_journeys_pass_on_compose(topology: Topology, journeys: str) -> None:
     """From inside the gateway's network, so that nothing of this machine's own network stands between."""
