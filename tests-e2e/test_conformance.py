@@ -29,6 +29,7 @@ async def test_with_a_token(patient_system: System) -> None:
     await _conforms(
         patient_system,
         *(part for name in ENDS_THE_SESSION_IN_USE for part in ("--exclude-operation-id", name)),
+        CONFORMANCE_URL=patient_system.url,
         CONFORMANCE_EMAIL=ADMIN_EMAIL,
         CONFORMANCE_PASSWORD=ADMIN_PASSWORD,
     )

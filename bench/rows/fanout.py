@@ -233,7 +233,7 @@ IDLE_SOCKETS = Benchmark(
     ),
     _idle_parties,
     needs=(NODE, NPM),
-    rounds=1,
+    rounds=3,
 )
 
 STALLED = Benchmark(
