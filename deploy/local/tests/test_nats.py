@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -139,6 +140,22 @@ def test_another_server_on_the_port_is_not_taken_for_ours(
     other.mkdir()
     assert nats_server.is_ready(running)
     assert not nats_server.is_ready(nats_server.write_config(other, running.port, passwords))
+
+
+def test_health_is_the_running_servers_and_not_that_of_one_that_was_killed(tmp_path: Path) -> None:
+    passwords = nats_server.passwords_for(nats_server.GRANTS)
+    configured = nats_server.write_config(tmp_path, free_port(), passwords, durable=False)
+    assert not nats_server.is_healthy(configured)
+    for _ in range(2):
+        process = command.spawn(nats_server.command(configured), stderr=subprocess.DEVNULL)
+        nats_server.wait_ready(configured, alive=lambda: process.poll() is None)  # noqa: B023  # called right here
+        deadline = time.monotonic() + 30
+        while not nats_server.is_healthy(configured):  # the file with its port comes a moment later
+            assert time.monotonic() < deadline
+        process.kill()
+        process.wait()
+        assert list(tmp_path.glob(nats_server.PORTS_FILES))
+        assert not nats_server.is_healthy(configured)
 
 
 def test_a_server_that_dies_is_not_waited_for(tmp_path: Path) -> None:

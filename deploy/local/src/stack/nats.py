@@ -14,8 +14,10 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ POLL_INTERVAL = 0.02
 """Seconds between two looks while the server starts."""
 CONNECT_TIMEOUT = 2.0
 """Seconds a look may take."""
+
+PORTS_FILES = "nats-server_*.ports"
+"""Where a running server writes the ports that it has chosen."""
 
 MAX_PAYLOAD = 1024 * 1024
 """Bytes; an event is far smaller."""
@@ -167,6 +172,9 @@ def write_config(
     configuration = {
         "server_name": server_name,
         "listen": f"127.0.0.1:{port}",
+        # On a port that is free: which one is written to a file, see is_healthy.
+        "http": "127.0.0.1:-1",
+        "ports_file_dir": str(data_dir),
         "max_payload": MAX_PAYLOAD,
         "max_connections": MAX_CONNECTIONS,
         "jetstream": {
@@ -188,6 +196,8 @@ def write_config(
 
 def command(server: Server) -> Command:
     """The server as a foreground process: SIGTERM ends it in order."""
+    for left_by_a_kill in server.config.parent.glob(PORTS_FILES):
+        left_by_a_kill.unlink()
     return Command(
         argv=(str(_binary()), "--config", str(server.config)),
         env={"PATH": os.environ.get("PATH", os.defpath), "TZ": "UTC"},
@@ -205,6 +215,18 @@ def is_ready(server: Server) -> bool:
         greeting = client.makefile("rb").readline(MAX_PAYLOAD).removeprefix(b"INFO ")
         info = json.loads(greeting)
         return info.get("server_name") == server.server_name and info.get("jetstream") is True
+    return False
+
+
+def is_healthy(server: Server) -> bool:
+    """Whether the server finds nothing wrong with itself and its streams; one without a ports file is not yet up."""
+    for ports_file in server.config.parent.glob(PORTS_FILES):
+        with suppress(OSError, ValueError, LookupError, HTTPException):
+            (url,) = json.loads(ports_file.read_text(encoding="utf-8"))["monitoring"]
+            monitor = HTTPConnection(url.removeprefix("http://"), timeout=CONNECT_TIMEOUT)
+            with closing(monitor):
+                monitor.request("GET", "/healthz")
+                return monitor.getresponse().status == HTTPStatus.OK
     return False
 
 

@@ -64,14 +64,17 @@ class Supervisor:
         StackError: something could not be brought up; what was up has been stopped.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it outlives its terminal
+            signals.append(signal.SIGHUP)
+        for number in signals:
             loop.add_signal_handler(number, self._told_to_stop, number)
         try:
             self._watch("bring up", self._bring_up(beside))
             await self._end
         finally:
             await self._take_down()
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in signals:
                 loop.remove_signal_handler(number)
 
     def process(self, name: str) -> Supervised:
@@ -161,8 +164,8 @@ class Supervisor:
             lambda: nats.command(server),
             probes.blocking(lambda: nats.is_ready(server)),
             stop_timeout=NATS_STOP_TIMEOUT,
-            # A server whose disk was full goes on without JetStream until it is started again.
-            fit=probes.blocking(lambda: nats.is_ready(server)),
+            # A stream whose disk was full refuses every write until the server is started again.
+            fit=probes.blocking(lambda: nats.is_healthy(server)),
         )
         self._progress("nats", f"ready on port {port}")
         operator = {
