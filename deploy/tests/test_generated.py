@@ -16,9 +16,12 @@ ROOT = Path(__file__).parents[2]
 SERVICES = [spec.name for spec in TOLLHOUSE.services]
 
 
-@pytest.mark.parametrize("path", generate.documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+DOCUMENTS = generate.documents()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_is_up_to_date(path: Path) -> None:
-    assert path.read_text(encoding="utf-8") == generate.documents()[path], "make generate"
+    assert path.read_text(encoding="utf-8") == DOCUMENTS[path], "make generate"
 
 
 def test_the_page_names_every_setting_of_every_program() -> None:
