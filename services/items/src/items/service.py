@@ -1,6 +1,7 @@
 """What the items service decides. Entry points own the transactions; every change writes its event in the same one."""
 
 from decimal import Decimal
+from functools import cache
 from typing import Any, TypedDict
 
 from sqlalchemy import bindparam, insert, select, update
@@ -68,6 +69,16 @@ async def get(reader: Reader, item_id: int) -> ItemState:
     return ItemState(*rows[0])
 
 
+_LOCKED = compiled(select(*COLUMNS).where(Item.id == bindparam("item_id")).with_for_update())
+
+
+@cache
+def _changed(names: frozenset[str]) -> bytes:
+    """Return the statement that sets these fields of an item: one for each set that is ever written."""
+    changed = update(Item).where(Item.id == bindparam("item_id"))
+    return compiled(changed.values({name: bindparam(name) for name in sorted(names)}))
+
+
 async def change(
     session: AsyncSession, item_id: int, fields: ItemFields, *, by: Principal, if_match: IfMatch
 ) -> ItemState:
@@ -78,7 +89,7 @@ async def change(
     """
     item = await _lock_for_change(session, item_id, by, if_match)
     changes = {**fields, **_next_version(item)}
-    await session.execute(update(Item).where(Item.id == item_id).values(**changes))
+    await execute(session, _changed(frozenset(changes)), {**changes, "item_id": item_id})
     item = item._replace(**changes)
     await outbox.add(session, ItemUpdated.of(item, actor_id=by.id))
     return item
@@ -129,11 +140,10 @@ async def _lock_for_change(
     is_admin = ADMIN_SCOPE in by.scopes
     if not is_admin and WRITE_SCOPE not in by.scopes:
         raise InsufficientScope(WRITE_SCOPE)
-    found = await session.execute(select(*COLUMNS).where(Item.id == item_id).with_for_update())
-    row = found.one_or_none()
-    if row is None:
+    found = await (await execute(session, _LOCKED, {"item_id": item_id})).fetchall()
+    if not found:
         raise ItemNotFound(item_id)
-    item = ItemState(*row)
+    item = ItemState(*found[0])
     if not is_admin and item.owner_id != by.id:
         raise NotOwner(item_id)
     if_match.check(item)
