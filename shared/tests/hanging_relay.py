@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 
-import psycopg
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from items.settings import ItemsSettings
@@ -19,7 +19,7 @@ class HangingRelay(Relay):
         os.kill(os.getpid(), signal.SIGSTOP)
         try:
             await super()._publish(session, rows)
-        except psycopg.Error:
+        except SQLAlchemyError:
             os._exit(0)
 
 

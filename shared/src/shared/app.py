@@ -271,9 +271,7 @@ def _database_handlers(settings: Settings) -> dict[type[Exception], Any]:
     """Handlers of a service that has a database; SQLAlchemy would cost the others 12 MB and a fifth of a second at their start."""
     if not isinstance(settings, DatabaseSettings):
         return {}
-    import psycopg
     from sqlalchemy.exc import InterfaceError, OperationalError
     from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-    away = (OperationalError, InterfaceError, PoolTimeout, psycopg.OperationalError, psycopg.InterfaceError)
-    return dict.fromkeys(away, _on_database_error)
+    return dict.fromkeys((OperationalError, InterfaceError, PoolTimeout), _on_database_error)

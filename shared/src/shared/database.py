@@ -44,12 +44,10 @@ def database_is_away(error: Exception) -> bool:
     """
     if isinstance(error, PoolTimeout):
         return True
-    if not isinstance(error, (DBAPIError, psycopg.Error)):
+    if not isinstance(error, DBAPIError):
         return False
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
-    return state is None or state.startswith(("08", "57P", "53"))
+    state = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or state.startswith(("08", "57P", "53"))
 
 
 def compiled(statement: ClauseElement) -> bytes:
@@ -65,11 +63,16 @@ async def execute(
     For statements that every request runs: the session's own way costs four times what the driver does (docs/adr/0009).
 
     Raises:
-        psycopg.Error: the statement failed. SQLAlchemyError: there is no connection.
+        SQLAlchemyError: as the session's own `execute` does.
     """
     connection = await session.connection()
     driver = cast("psycopg.AsyncConnection[Any]", (await connection.get_raw_connection()).driver_connection)
-    return await driver.cursor(binary=True).execute(statement, parameters, prepare=True)
+    try:
+        return await driver.cursor(binary=True).execute(statement, parameters, prepare=True)
+    except psycopg.Error as error:
+        raise DBAPIError.instance(
+            statement.decode(), None, error, psycopg.Error, connection_invalidated=driver.closed
+        ) from error
 
 
 def is_closed(connection: psycopg.AsyncConnection[Any]) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeVar, cast
 
-import psycopg
 from nats.errors import Error as NATSError
 from nats.js.api import Header, PubAck
 from nats.js.errors import NotFoundError
@@ -85,7 +84,7 @@ class Relay:
             while True:
                 try:
                     await self._lead_when_possible()
-                except (SQLAlchemyError, psycopg.Error, NATSError, OSError) as error:
+                except (SQLAlchemyError, NATSError, OSError) as error:
                     log.warning("relay.interrupted", error=type(error).__name__)
                     await asyncio.sleep(RETRY_INTERVAL)
         finally:
@@ -98,7 +97,7 @@ class Relay:
 
     async def flush(self) -> None:
         """Publish what is left, at the end of a drain: the next relay would do it, but later."""
-        with suppress(SQLAlchemyError, psycopg.Error, OSError, TimeoutError):
+        with suppress(SQLAlchemyError, OSError, TimeoutError):
             async with asyncio.timeout(PUBLISH_TIMEOUT), self._database.reading() as session:
                 if self._broker.connected.is_set() and await self._try_lock(session):
                     await self._publish_all(session)
