@@ -147,6 +147,7 @@ def test_health_is_the_running_servers_and_not_that_of_one_that_was_killed(tmp_p
     configured = nats_server.write_config(tmp_path, free_port(), passwords, durable=False)
     assert not nats_server.is_healthy(configured)
     for _ in range(2):
+        nats_server.clear_stale_ports(configured)
         process = command.spawn(nats_server.command(configured), stderr=subprocess.DEVNULL)
         nats_server.wait_ready(configured, alive=lambda: process.poll() is None)  # noqa: B023  # called right here
         deadline = time.monotonic() + 30

@@ -196,13 +196,17 @@ def write_config(
 
 def command(server: Server) -> Command:
     """The server as a foreground process: SIGTERM ends it in order."""
-    for left_by_a_kill in server.config.parent.glob(PORTS_FILES):
-        left_by_a_kill.unlink()
     return Command(
         argv=(str(_binary()), "--config", str(server.config)),
         env={"PATH": os.environ.get("PATH", os.defpath), "TZ": "UTC"},
         cwd=server.config.parent,
     )
+
+
+def clear_stale_ports(server: Server) -> None:
+    """Remove what servers that were killed have left: `is_healthy` must not ask on their ports."""
+    for ports_file in server.config.parent.glob(PORTS_FILES):
+        ports_file.unlink()
 
 
 def is_ready(server: Server) -> bool:

@@ -159,9 +159,14 @@ class Supervisor:
         port = self._options.port(ports.NATS)
         passwords = {user: self._secrets[f"nats.{user}"] for user in nats.GRANTS}
         server = await asyncio.to_thread(nats.write_config, self._options.data_dir, port, passwords)
+
+        def command() -> Command:
+            nats.clear_stale_ports(server)
+            return nats.command(server)
+
         await self._keep(
             "nats",
-            lambda: nats.command(server),
+            command,
             probes.blocking(lambda: nats.is_ready(server)),
             stop_timeout=NATS_STOP_TIMEOUT,
             # A stream whose disk was full refuses every write until the server is started again.
