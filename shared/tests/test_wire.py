@@ -1,11 +1,13 @@
 """The grammar alone: heads and chunked bodies, however the bytes are cut into segments."""
 
 import itertools
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared import wire
 from shared.wire import (
     CHUNK_LINE_LIMIT,
     HEAD_LIMIT,
@@ -199,6 +201,17 @@ def test_g1_malformed_chunk_is_refused_whole_or_byte_by_byte(data: bytes) -> Non
     with pytest.raises(WireError):  # noqa: PT012
         for byte in data:
             chunks.feed(bytes([byte]))
+
+
+def test_no_pattern_repeats_a_group_possessively() -> None:
+    """Python 3.11.0 to 3.11.4 match too much then: `1;a=` would be a chunk size."""
+    patterns = [
+        found.__self__.pattern
+        for found in vars(wire).values()
+        if isinstance(getattr(found, "__self__", None), re.Pattern)
+    ]
+    assert len(patterns) > 4
+    assert [pattern for pattern in patterns if re.search(rb"\)[*+?}]\+", pattern)] == []
 
 
 @given(st.binary(max_size=200))

@@ -5,7 +5,8 @@ import re
 from gateway.errors import PathAmbiguous
 
 # Nearly every path is plain; this says so in one pass.
-_plain = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,;=:@-][A-Za-z0-9._~!$&'()*+,;=:@-]*+)++").fullmatch
+# Why (?>...): shared.wire.
+_plain = re.compile(rb"(?>(?:/[A-Za-z0-9_~!$&'()*+,;=:@-][A-Za-z0-9._~!$&'()*+,;=:@-]*+)+)").fullmatch
 # Two slashes, dot segments (with parameters too, which some servers drop), backslashes, what may not stand in a path at all, broken escapes, and escapes that decoders
 # disagree about: dot, slash, backslash and control characters.
 _ambiguous = re.compile(

@@ -18,18 +18,23 @@ MAX_LENGTH_DIGITS: Final = 15
 """Digits of a Content-Length or hexadecimal chunk size; far more than anybody sends, far less than overflows."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_FIELDS = rb"(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+"
+# Repeated groups are kept from backtracking by (?>...) around them: before Python 3.11.5, (?:...)*+ matches too much.
+_FIELDS = rb"(?>(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*)"
 _request_head = re.compile(
     rb"(" + _TOKEN + rb'{1,32}+) (/[!-"$-~\x80-\xff]*+|\*) HTTP/1\.([01])\r\n(' + _FIELDS + rb")\r\n"
 ).fullmatch
 _response_head = re.compile(
-    rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*+)?+\r\n(" + _FIELDS + rb")\r\n"
+    rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*+)?\r\n(" + _FIELDS + rb")\r\n"
 ).fullmatch
 _trailers = re.compile(_FIELDS + rb"\r\n").fullmatch
 _chunk_size = re.compile(
-    rb"([0-9A-Fa-f]{1,15}+)(?:;" + _TOKEN + rb"++(?:=(?:" + _TOKEN + rb'++|"[\t !#-\[\]-~\x80-\xff]*+"))?+)*+'
+    rb"([0-9A-Fa-f]{1,15}+)(?>(?:;"
+    + _TOKEN
+    + rb"++(?>(?:=(?:"
+    + _TOKEN
+    + rb'++|"[\t !#-\[\]-~\x80-\xff]*+"))?))*)'
 ).fullmatch
-_host = re.compile(rb"(?:[A-Za-z0-9._~-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5}+)?+").fullmatch
+_host = re.compile(rb"(?:[A-Za-z0-9._~-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5}+)?").fullmatch
 # An unfinished head is judged as it comes, so that a bare LF is not waited on until the deadline.
 _bad_in_unfinished_head = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)").search
 
