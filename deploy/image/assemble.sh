@@ -13,7 +13,9 @@ rm -rf "$root/.lock" "$root/.gitignore" "$root/include"
 site=$("$root/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 rm -rf "$site/sqlalchemy/testing" "$site/alembic/testing" "$site/mako/testing" "$site/greenlet/tests"
 # Tollhouse runs on PostgreSQL only (docs/adr/0003).
-rm -rf "$site/sqlalchemy/dialects/mssql" "$site/sqlalchemy/dialects/mysql" "$site/sqlalchemy/dialects/oracle"
+rm -rf "$site/sqlalchemy/dialects/mssql" "$site/sqlalchemy/dialects/mysql" "$site/sqlalchemy/dialects/oracle" "$site/sqlalchemy/dialects/sqlite"
+# What libraries keep for programs of years ago.
+rm -rf "$site/pydantic/v1" "$site/websockets/legacy"
 
 if [ -d "services/$service/migrations" ]; then
     cp -r "services/$service/migrations" "$root/migrations"
