@@ -206,6 +206,47 @@ async def test_nats_is_away_for_three_minutes(drilled: System) -> None:
         await settled(drilled, load, within=300)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+async def test_a_backlog_of_hours_takes_no_more_memory_than_one_of_minutes(drilled: System) -> None:
+    """300 000 events wait for NATS in the outbox; then they are published, consumed and fanned out."""
+    backlog, allowance = 300_000, 48 * 2**20
+    async with Load(drilled, clients=3) as load:
+        await load.grows(100)
+        await settled(drilled, load)
+    with superuser(drilled, "items") as database:
+        with without_nats(drilled):
+            database.execute(
+                "INSERT INTO outbox (event_id, subject, aggregate, payload)"
+                " SELECT fresh, subject, fresh, convert_to(replace(convert_from(payload, 'UTF8'), event_id, fresh), 'UTF8')"
+                " FROM (SELECT * FROM outbox WHERE published_at IS NOT NULL ORDER BY id DESC LIMIT 1) AS template,"
+                " LATERAL (SELECT gen_random_uuid()::text AS fresh FROM generate_series(1, %s)) AS numbers",
+                [backlog],
+            )
+            before = memory_of(drilled)
+        assert count(database, "published_at IS NULL") == backlog
+        peak = dict(before)
+
+        def published() -> bool:
+            for name, used in memory_of(drilled).items():
+                peak[name] = max(peak.get(name, 0), used)
+            return count(database, "published_at IS NULL") == 0
+
+        await eventually(published, within=600)
+    print({name: f"{before.get(name, 0) >> 20} -> {used >> 20} MiB" for name, used in peak.items()})  # noqa: T201
+    assert all(used < before.get(name, used) + allowance for name, used in peak.items())
+
+
+def memory_of(system: System) -> dict[str, int]:
+    """Return the resident bytes of every process of the services and the gateway."""
+    used = {}
+    for name in ("gateway", "items", "notifications", "users"):
+        main = psutil.Process(system.pid(name))
+        for process in (main, *main.children(recursive=True)):
+            used[f"{name} {process.pid}"] = process.memory_info().rss
+    return used
+
+
 async def test_nats_loses_its_store(drilled: System) -> None:
     assert drilled.data_dir is not None
     async with Load(drilled, clients=3) as load:

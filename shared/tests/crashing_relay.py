@@ -8,11 +8,12 @@ from typing import NoReturn
 from items.settings import ItemsSettings
 from shared.broker import Broker
 from shared.database import Database
-from shared.relay import Relay
+from shared.relay import Relay, Waiting
 
 
 class CrashingRelay(Relay):
-    async def _mark(self, *_: object) -> NoReturn:
+    async def _publish(self, window: list[Waiting]) -> NoReturn:
+        await super()._publish(window)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 

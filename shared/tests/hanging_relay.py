@@ -11,14 +11,19 @@ from items.settings import ItemsSettings
 from shared import relay
 from shared.broker import Broker
 from shared.database import Database
-from shared.relay import Relay, Waiting
+from shared.relay import BATCH, Relay, Waiting
 
 
 class HangingRelay(Relay):
-    async def _publish(self, session: AsyncSession, rows: list[Waiting]) -> None:
+    async def _publish(self, window: list[Waiting]) -> tuple[list[Waiting], Exception | None]:
         os.kill(os.getpid(), signal.SIGSTOP)
+        return await super()._publish(window)
+
+    async def _next(
+        self, session: AsyncSession, published: list[Waiting], *, limit: int = BATCH
+    ) -> list[Waiting]:
         try:
-            await super()._publish(session, rows)
+            return await super()._next(session, published, limit=limit)
         except SQLAlchemyError:
             os._exit(0)
 

@@ -37,12 +37,20 @@ hangs, or whose machine is gone, is replaced. Every wait between two statements 
 RELAY_LOCK = 7_305_811_002
 
 
-_WAITING = (
-    b"SELECT id, event_id, subject, aggregate, payload FROM outbox"
-    b" WHERE published_at IS NULL ORDER BY id LIMIT %(limit)s"
+# One round trip: what was published is marked (commands, which may carry secrets and are never replayed, are forgotten), and
+# what waits is read. The parts of the statement do not see each other's effects.
+_NEXT = b"""
+WITH marked AS (
+    UPDATE outbox SET published_at = now()
+    WHERE id = ANY(%(published)s::bigint[]) AND NOT subject LIKE 'commands.%%'
+), forgotten AS (
+    DELETE FROM outbox
+    WHERE id = ANY(%(published)s::bigint[]) AND subject LIKE 'commands.%%'
 )
-_PUBLISHED = b"UPDATE outbox SET published_at = now() WHERE id = ANY(%(ids)s)"
-_FORGOTTEN = b"DELETE FROM outbox WHERE id = ANY(%(ids)s)"
+SELECT id, event_id, subject, aggregate, payload FROM outbox
+WHERE published_at IS NULL AND id <> ALL(%(published)s::bigint[])
+ORDER BY id LIMIT %(limit)s
+"""
 
 
 class Waiting(NamedTuple):
@@ -158,28 +166,33 @@ class Relay:
             await session.invalidate()
 
     async def _publish_all(self, session: AsyncSession) -> None:
-        while rows := await self._unpublished(session):
-            await self._publish(session, rows)
-            if len(rows) < BATCH:
-                return
+        """Publish until nothing waits, in windows that hold each aggregate once: its versions never overtake each other."""
+        published: list[Waiting] = []
+        while rows := await self._next(session, published):
+            published = []
+            for window in windows(rows):
+                await self._mark(session, published)
+                published, error = await self._publish(window)
+                if error is not None:
+                    await self._mark(session, published)
+                    await self._ensure_streams()
+                    raise NotPublished(str(error) or type(error).__name__)
 
-    async def _unpublished(self, session: AsyncSession) -> list[Waiting]:
-        rows = await execute(session, _WAITING, {"limit": BATCH})
+    async def _mark(self, session: AsyncSession, published: list[Waiting]) -> None:
+        if published:
+            await self._next(session, published, limit=0)
+
+    async def _next(
+        self, session: AsyncSession, published: list[Waiting], *, limit: int = BATCH
+    ) -> list[Waiting]:
+        """Mark rows as published, and read those that wait, in order."""
+        rows = await execute(session, _NEXT, {"published": [row.id for row in published], "limit": limit})
+        if published:
+            self._metrics.cells[self._published] += len(published)
+            log.info("outbox.relayed", count=len(published))
         return [Waiting(*row) for row in await rows.fetchall()]
 
-    async def _publish(self, session: AsyncSession, rows: list[Waiting]) -> None:
-        """Publish rows in windows that hold each aggregate once, so that its versions never overtake each other."""
-        for window in windows(rows):
-            published, error = await self._publish_window(window)
-            if published:
-                await self._mark(session, published)
-                self._metrics.cells[self._published] += len(published)
-                log.info("outbox.relayed", count=len(published))
-            if error is not None:
-                await self._ensure_streams()
-                raise NotPublished(str(error) or type(error).__name__)
-
-    async def _publish_window(self, window: list[Waiting]) -> tuple[list[Waiting], Exception | None]:
+    async def _publish(self, window: list[Waiting]) -> tuple[list[Waiting], Exception | None]:
         """Return the rows that JetStream has, and why it has not the others."""
         sent: list[tuple[Waiting, asyncio.Future[PubAck]]] = []
         error: Exception | None = None
@@ -203,15 +216,6 @@ class Relay:
             else:
                 published.append(row)
         return published, error
-
-    async def _mark(self, session: AsyncSession, rows: list[Waiting]) -> None:
-        """Remember events as published; forget commands, which may carry secrets and are never replayed."""
-        commands = [row.id for row in rows if row.subject.startswith("commands.")]
-        events = [row.id for row in rows if not row.subject.startswith("commands.")]
-        if events:
-            await execute(session, _PUBLISHED, {"ids": events})
-        if commands:
-            await execute(session, _FORGOTTEN, {"ids": commands})
 
     async def _ensure_streams(self) -> None:
         """Create streams that are missing, on a new or wiped server."""
