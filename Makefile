@@ -31,7 +31,7 @@ seed: .venv/.synced ## Offer N products on the running system (make seed N=1000)
 
 test: .venv/.synced ## Run all tests, with the coverage floor of each package
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -n auto --dist loadgroup -m "not soak"
+	@$(BIN)/coverage run -m pytest -n auto -m "not soak"
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/python deploy/local/coverage_floor.py $(PACKAGES)
 

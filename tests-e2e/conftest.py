@@ -11,39 +11,66 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import httpx
 import orjson
 import pytest
 from journey import ADMIN_EMAIL, ADMIN_PASSWORD, PASSWORD, Person, System, unique_email
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from shared.testing import TokenIssuer, eventually, free_offset
 
+HERE = Path(__file__).parent
 ACCESS_TOKEN_TTL = 40
 """Seconds: short enough to see a token expire, long enough for any journey."""
 START_TIMEOUT = 240
 PORTS = (8000, 8001, 8002, 8003, 8090, 8091, 8092, 8093, 14222, 15432)
 
 
+SYSTEMS = {"test_drills": "drilled", "test_conformance": "patient", "test_naughty_strings": "patient"}
+"""The system that a file's journeys share, where it is not the ordinary one."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All journeys share one system, so one worker runs them all."""
-    here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents:
+        if HERE in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            # The drills have a system of their own, so that another worker may run them.
-            if item.get_closest_marker("xdist_group") is None:
-                item.add_marker(
-                    pytest.mark.xdist_group("drills" if item.path.stem == "test_drills" else "e2e")
-                )
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(180))
 
 
+class OneWorkerForEachSystem(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
+    """Hands out tests one by one, but all journeys of one system to one worker: it starts once, and stops when they end.
+
+    pytest-xdist's own way, the mark `xdist_group`, does nothing under pytest 9.2 (pytest-xdist#1386).
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = PurePosixPath(nodeid.partition("::")[0])
+        return SYSTEMS.get(path.stem, "ordinary") if path.parts[0] == HERE.name else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return OneWorkerForEachSystem(config, log)
+
+
 @pytest.fixture(scope="session")
-def system(external_issuer: TokenIssuer) -> Iterator[System]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    """Fail where another worker runs journeys of the same system: both would start it, at twice the cost."""
+
+    def claim(name: str) -> None:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            (tmp_path_factory.getbasetemp().parent / f"system-{name}").mkdir()
+
+    return claim
+
+
+@pytest.fixture(scope="session")
+def system(external_issuer: TokenIssuer, alone: Callable[[str], None]) -> Iterator[System]:
     """The system that the journeys use."""
+    alone("ordinary")
     if (url := os.environ.get("BASE_URL")) is not None:
         yield System(url.rstrip("/"))
         return
@@ -64,8 +91,9 @@ def system(external_issuer: TokenIssuer) -> Iterator[System]:
 
 
 @pytest.fixture(scope="module")
-def drilled() -> Iterator[System]:
+def drilled(alone: Callable[[str], None]) -> Iterator[System]:
     """A system of the drills' own: tokens outlive a drill, two replicas of notifications, no limits in the way."""
+    alone("drilled")
     with running_system(
         # Its supervisor is stopped now and then, and what is logged waits for it.
         LOG_LEVEL="error",
@@ -78,8 +106,9 @@ def drilled() -> Iterator[System]:
 
 
 @pytest.fixture(scope="session")
-def patient_system() -> Iterator[System]:
+def patient_system(alone: Callable[[str], None]) -> Iterator[System]:
     """A system that takes any number of requests, of wrong passwords and of mails; passwords cost next to nothing."""
+    alone("patient")
     plenty = "1000000"
     if "BASE_URL" in os.environ:
         pytest.skip("needs limits out of the way: BASE_URL names another system")

@@ -19,10 +19,7 @@ SEED = os.environ.get("FUZZ_SEED") or "1"
 HERE = Path(__file__).parent
 FUZZING = "FUZZ_CASES" in os.environ
 
-pytestmark = [
-    pytest.mark.xdist_group("conformance"),
-    pytest.mark.timeout(0 if FUZZING else 300),
-]
+pytestmark = pytest.mark.timeout(0 if FUZZING else 300)
 
 
 async def test_with_a_token(patient_system: System) -> None:

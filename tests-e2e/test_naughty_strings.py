@@ -10,7 +10,7 @@ from journey import ADMIN_EMAIL, ADMIN_PASSWORD, Person, System, unique_email
 from naughty import NAUGHTY
 from schemathesis_hooks import ENDS_THE_SESSION_IN_USE
 
-pytestmark = [pytest.mark.xdist_group("conformance"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 STRINGS = [string for strings in NAUGHTY.values() for string in strings]
 STREAMS = ("live_events",)
