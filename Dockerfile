@@ -37,14 +37,14 @@ LABEL org.opencontainers.image.title="tollhouse-${SERVICE}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.licenses="Apache-2.0"
+ENV PYTHONDONTWRITEBYTECODE=1
 # What could install more has no place in what runs.
-RUN python -B -m pip uninstall --quiet --yes --root-user-action=ignore pip \
+RUN python -m pip uninstall --quiet --yes --root-user-action=ignore pip \
     && rm -rf "$(python -c 'import ensurepip; print(ensurepip.__path__[0])')" \
     # Where a volume may be mounted; the only place the service could write to.
     && install -d -o 10001 -g 10001 /data
 COPY --from=build /app /app
 ENV PATH=/app/bin:$PATH \
-    PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     BIND_HOST=0.0.0.0 \
     LOG_FORMAT=json \

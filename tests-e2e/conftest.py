@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class OneWorkerForEachSystem(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
-    """Hands out tests one by one, but all journeys of one system to one worker: it starts once, and stops when they end.
+    """Hands out tests one by one, but all journeys of one system to one worker, so that it starts once.
 
     pytest-xdist's own way, the mark `xdist_group`, does nothing under pytest 9.2 (pytest-xdist#1386).
     """
@@ -52,8 +52,9 @@ class OneWorkerForEachSystem(LoadScopeScheduling):  # type: ignore[misc]  # the 
         return SYSTEMS.get(path.stem, "ordinary") if path.parts[0] == HERE.name else nodeid
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    return OneWorkerForEachSystem(config, log)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    return OneWorkerForEachSystem(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +62,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
     """Fail where another worker runs journeys of the same system: both would start it, at twice the cost."""
 
     def claim(name: str) -> None:
-        if "PYTEST_XDIST_WORKER" in os.environ:
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            return
+        try:
             (tmp_path_factory.getbasetemp().parent / f"system-{name}").mkdir()
+        except FileExistsError:
+            pytest.fail(f"another worker has journeys of the {name} system, or has crashed in them")
 
     return claim
 
@@ -102,6 +107,13 @@ def drilled(alone: Callable[[str], None]) -> Iterator[System]:
         NOTIFICATIONS_MAX_CONNECTIONS_PER_ADDRESS="5000",
         NOTIFICATIONS_MAX_CONNECTIONS_PER_USER="5000",
     ) as running:
+        yield running
+
+
+@pytest.fixture
+def hoarding() -> Iterator[System]:
+    """A system for one test, which leaves much behind."""
+    with running_system(LOG_LEVEL="error", USERS_ACCESS_TOKEN_TTL="3600") as running:
         yield running
 
 

@@ -2,8 +2,8 @@
 
 Run by assemble.sh with the environment's own Python. The file system of a container is read-only, so what is not compiled here
 is compiled anew at each import; but half of what the libraries ship is never imported, and its bytecode would be a
-tenth of the image. Nor do the libraries' docstrings reach it, a fifth of the rest: no program reads them, and the sources have
-them. The bytecode is believed without looking at dates: nothing in an image changes.
+tenth of the image. Nor do the libraries' docstrings reach it, a fifth of the rest: nothing depends on what they say, and the
+sources have them. The bytecode is believed without looking at dates: nothing in an image changes.
 """
 
 import ast

@@ -11,7 +11,7 @@ from items.settings import ItemsSettings
 from shared import relay
 from shared.broker import Broker
 from shared.database import Database
-from shared.relay import BATCH, Relay, Waiting
+from shared.relay import Relay, Waiting
 
 
 class HangingRelay(Relay):
@@ -19,9 +19,7 @@ class HangingRelay(Relay):
         os.kill(os.getpid(), signal.SIGSTOP)
         return await super()._publish(window)
 
-    async def _next(
-        self, session: AsyncSession, published: list[Waiting], *, limit: int = BATCH
-    ) -> list[Waiting]:
+    async def _next(self, session: AsyncSession, published: list[Waiting], *, limit: int) -> list[Waiting]:
         try:
             return await super()._next(session, published, limit=limit)
         except SQLAlchemyError:

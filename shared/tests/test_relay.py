@@ -17,12 +17,13 @@ import pytest
 from nats.js.api import DiscardPolicy
 from nats.js.errors import NotFoundError
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import relay as relay_module
 from shared.broker import Broker
 from shared.database import Database
 from shared.outbox import OutboxRow, add
-from shared.relay import RELAY_LOCK, Relay
+from shared.relay import RELAY_LOCK, Relay, Waiting
 from shared.streams import EVENTS, declare
 from shared.tasks import running
 from shared.testing import eventually
@@ -128,10 +129,23 @@ async def test_more_than_a_batch_is_published_at_once(
     write: Write,
 ) -> None:
     monkeypatch.setattr(relay_module, "BATCH", 3)
+    read: list[int] = []
+
+    async def counting(
+        relay: Relay, session: AsyncSession, published: list[Waiting], *, limit: int
+    ) -> list[Waiting]:
+        rows = await following(relay, session, published, limit=limit)
+        read.append(len(rows))
+        return rows
+
+    following = Relay._next
+    monkeypatch.setattr(Relay, "_next", counting)
     await write(*range(1, 11))
 
     async with connected("operator") as operator, _relaying(probe_settings, nats_server, database):
         await eventually(lambda: _is(operator, [(1, number) for number in range(1, 11)]))
+        await eventually(lambda: _all_published(database))
+    assert [rows for rows in read if rows] == [3, 3, 3, 1]
 
 
 async def test_one_relay_is_active_and_another_takes_over_when_its_connection_dies(

@@ -104,7 +104,10 @@ class Relay:
             self._wake.set()
 
     async def flush(self) -> None:
-        """Publish what is left, at the end of a drain: the next relay would do it, but later."""
+        """Publish what is left, at the end of a drain: the next relay would do it, but later.
+
+        While other replicas go on writing that does not end; it is left to them after PUBLISH_TIMEOUT seconds.
+        """
         with suppress(SQLAlchemyError, OSError, TimeoutError):
             async with asyncio.timeout(PUBLISH_TIMEOUT), self._database.reading() as session:
                 if self._broker.connected.is_set() and await self._try_lock(session):
@@ -168,7 +171,7 @@ class Relay:
     async def _publish_all(self, session: AsyncSession) -> None:
         """Publish until nothing waits, in windows that hold each aggregate once: its versions never overtake each other."""
         published: list[Waiting] = []
-        while rows := await self._next(session, published):
+        while rows := await self._next(session, published, limit=BATCH):
             published = []
             for window in windows(rows):
                 await self._mark(session, published)
@@ -182,9 +185,7 @@ class Relay:
         if published:
             await self._next(session, published, limit=0)
 
-    async def _next(
-        self, session: AsyncSession, published: list[Waiting], *, limit: int = BATCH
-    ) -> list[Waiting]:
+    async def _next(self, session: AsyncSession, published: list[Waiting], *, limit: int) -> list[Waiting]:
         """Mark rows as published, and read those that wait, in order."""
         rows = await execute(session, _NEXT, {"published": [row.id for row in published], "limit": limit})
         if published:

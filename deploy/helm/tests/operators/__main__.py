@@ -22,7 +22,8 @@ def source() -> str:
     manifests = [
         (name, manifest)
         for name, values in VALUES.items()
-        for manifest in of_kind(render(values), *WITHOUT_SCHEMA)
+        for upgrade in (False, True)
+        for manifest in of_kind(render(values, upgrade=upgrade), *WITHOUT_SCHEMA)
     ]
     missing = WITHOUT_SCHEMA - {manifest["kind"] for _, manifest in manifests}
     assert not missing, f"no example renders a {', '.join(missing)}"
