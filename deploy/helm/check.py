@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import yaml
-from deploy.helm.tests.rendering import VALUES, render
+from deploy.helm.tests.rendering import renderings
 
 CHECKOV = "checkov==3.3.30"
 SKIPPED = {
@@ -25,12 +25,8 @@ def main() -> int:
     """Render, and hand it to checkov."""
     uv = str(Path(sys.executable).with_name("uv"))
     with tempfile.TemporaryDirectory() as folder:
-        for name, values in VALUES.items():
-            for upgrade in (False, True):
-                manifests = render(values, upgrade=upgrade)
-                (Path(folder) / f"{name}-{'upgrade' if upgrade else 'install'}.yaml").write_text(
-                    yaml.safe_dump_all(manifests)
-                )
+        for name, manifests in renderings():
+            (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump_all(manifests))
         command = [uv, "tool", "run", CHECKOV, "--directory", folder, "--framework", "kubernetes", "--compact", "--quiet", "--skip-download",
                    "--skip-check", ",".join(SKIPPED)]  # fmt: skip
         return subprocess.run(command, check=False).returncode

@@ -7,29 +7,22 @@ own validator, which refuses a bad value. The packages are generated from the Cu
 import json
 from pathlib import Path
 
-from deploy.helm.tests.rendering import VALUES, WITHOUT_SCHEMA, of_kind, render
-
-PACKAGES = {
-    "gateway.networking.k8s.io/v1": "gateway-api",
-    "keda.sh/v1alpha1": "keda",
-    "monitoring.coreos.com/v1": "prometheus-operator",
-    "postgresql.cnpg.io/v1": "cloudnative-pg",
-}
+from deploy.helm.tests.rendering import OPERATORS, renderings
 
 
 def source() -> str:
     """Return the program: it fails to compile, or to run, when a manifest is wrong."""
     manifests = [
         (name, manifest)
-        for name, values in VALUES.items()
-        for upgrade in (False, True)
-        for manifest in of_kind(render(values, upgrade=upgrade), *WITHOUT_SCHEMA)
+        for name, rendered in renderings()
+        for manifest in rendered
+        if manifest["apiVersion"] in OPERATORS
     ]
-    missing = WITHOUT_SCHEMA - {manifest["kind"] for _, manifest in manifests}
-    assert not missing, f"no example renders a {', '.join(missing)}"
     kinds = {(manifest["apiVersion"], manifest["kind"]) for _, manifest in manifests}
+    missing = OPERATORS.keys() - {api for api, _ in kinds}
+    assert not missing, f"no example renders a resource of {', '.join(missing)}"
     lines = [
-        f'import {{ {kind}, type I{kind} }} from "@kubernetes-models/{PACKAGES[api]}/{api}/{kind}";'
+        f'import {{ {kind}, type I{kind} }} from "@kubernetes-models/{OPERATORS[api]}/{api}/{kind}";'
         for api, kind in sorted(kinds)
     ]
     for number, (name, manifest) in enumerate(manifests):
