@@ -13,7 +13,7 @@ import pytest
 from journey import ADMIN_EMAIL, ADMIN_PASSWORD, System
 from schemathesis_hooks import ENDS_THE_SESSION_IN_USE
 
-CASES = os.environ.get("FUZZ_CASES", "10")
+CASES = os.environ.get("FUZZ_CASES", "20")
 """Per operation."""
 SEED = os.environ.get("FUZZ_SEED") or "1"
 HERE = Path(__file__).parent
