@@ -23,7 +23,7 @@ import psutil
 import psycopg
 import pytest
 from checker import Facts, Report, check, gather
-from journey import PASSWORD, Person, System, unique_email
+from journey import System
 from load import Load
 
 from shared.broker import Broker
@@ -370,10 +370,6 @@ async def test_a_backlog_of_hours_takes_no_more_memory_than_one_of_minutes(hoard
     async with Load(hoarding, clients=3) as load:
         await load.grows(100)
         await settled(hoarding, load)
-    async with httpx.AsyncClient(base_url=hoarding.url, trust_env=False) as http:
-        person = Person(hoarding, http, email=unique_email(), password=PASSWORD)
-        await person.register()
-        await person.log_in()
     seen = 0
 
     async def follow() -> None:
@@ -383,7 +379,7 @@ async def test_a_backlog_of_hours_takes_no_more_memory_than_one_of_minutes(hoard
             seen += 1
 
     async with (
-        LiveStream(hoarding.url, AccessToken(person.token), topics=["items"]) as stream,
+        LiveStream(hoarding.url, AccessToken(load.people[0].token), topics=["items"]) as stream,
         operator(hoarding) as broker,
         asyncio.TaskGroup() as tasks,
     ):
