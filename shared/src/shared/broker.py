@@ -12,7 +12,7 @@ from nats.js import JetStreamContext
 
 from shared.logs import get_logger
 from shared.settings import Settings
-from shared.tasks import stop_if_failed
+from shared.tasks import end, stop_if_failed
 
 log = get_logger(__name__)
 
@@ -78,9 +78,7 @@ class Broker:
     async def close(self) -> None:
         """Stop connecting, or flush and close the connection."""
         if self._connecting is not None:
-            self._connecting.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._connecting
+            await end(self._connecting)
         if self.connected.is_set():
             self.connected.clear()
             with suppress(Exception):  # NATS may go away just now: then there is nothing to flush to

@@ -21,6 +21,7 @@ from shared.database import Database, execute
 from shared.logs import get_logger
 from shared.metrics import Metrics
 from shared.streams import COMMANDS, EVENTS, ensure
+from shared.tasks import end
 
 log = get_logger(__name__)
 
@@ -96,7 +97,7 @@ class Relay:
                     log.warning("relay.interrupted", error=type(error).__name__)
                     await asyncio.sleep(RETRY_INTERVAL)
         finally:
-            listening.cancel()
+            await end(listening)
 
     def _on_poke(self) -> None:
         # Those that wait for their turn hear the pokes too, their own included: answering would never end.

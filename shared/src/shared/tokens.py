@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import Container, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from time import time
@@ -18,6 +17,7 @@ from jwt.utils import base64url_decode
 from shared.errors import InvalidToken, KeysUnavailable
 from shared.jwks import FETCH_TIMEOUT, JWKSCache
 from shared.settings import Settings
+from shared.tasks import end
 
 MAX_TOKEN_BYTES = 4096
 LEEWAY = 5
@@ -119,9 +119,7 @@ class TokenVerifier:
     async def aclose(self) -> None:
         """Stop refreshing and close the HTTP client."""
         if self._refreshing is not None:
-            self._refreshing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._refreshing
+            await end(self._refreshing)
         await self._http.aclose()
 
     @property
