@@ -421,7 +421,9 @@ async def test_database_that_is_away_is_503_and_heals(
     statement = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
     with psycopg.connect(postgres_dsn, autocommit=True) as admin:
         admin.execute(statement.format(sql.Identifier(name), sql.Literal(False)))
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        admin.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", [name]
+        )
 
         refused = await stored.get("/read")
         _is_problem(refused, 503, "database_unavailable")

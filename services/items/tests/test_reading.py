@@ -27,7 +27,7 @@ async def test_connections_that_were_closed_while_idle_disturb_no_request(
         assert (await client.get(path)).status_code == 200
         with psycopg.connect(postgres_dsn, autocommit=True) as admin:
             admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database]
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", [database]
             )
 
             def all_gone(admin: psycopg.Connection = admin) -> bool:

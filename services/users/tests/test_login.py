@@ -362,7 +362,9 @@ async def test_registration_survives_a_database_that_goes_away(
     statement = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
     with psycopg.connect(postgres_dsn, autocommit=True) as admin:
         admin.execute(statement.format(sql.Identifier(name), sql.Literal(False)))
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        admin.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", [name]
+        )
         try:
             refused = await client.post("/v1/users", json=ADA)
         finally:

@@ -123,12 +123,14 @@ def make_database(
 
 @contextmanager
 def refusing_connections(postgres_dsn: str, database_url: str) -> Iterator[None]:
-    """End every connection to a database, and refuse new ones for the length of the block."""
+    """End every connection to a database, wait for their end, and refuse new ones for the length of the block."""
     name = make_url(database_url).database or ""
     statement = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
     with psycopg.connect(postgres_dsn, autocommit=True) as admin:
         admin.execute(statement.format(sql.Identifier(name), sql.Literal(False)))
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        admin.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", [name]
+        )
         try:
             yield
         finally:
